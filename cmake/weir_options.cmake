@@ -1,0 +1,25 @@
+# Flags shared by every target of the project.
+find_program(WEIR_CCACHE ccache)
+if(WEIR_CCACHE AND NOT CMAKE_CXX_COMPILER_LAUNCHER)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${WEIR_CCACHE})
+  set(CMAKE_C_COMPILER_LAUNCHER ${WEIR_CCACHE})
+endif()
+
+add_library(weir_flags INTERFACE)
+target_compile_options(weir_flags INTERFACE -Wall -Wextra -Werror)
+target_include_directories(weir_flags INTERFACE ${CMAKE_SOURCE_DIR})
+target_compile_definitions(weir_flags INTERFACE WEIR_VERSION="${PROJECT_VERSION}")
+
+# One release build runs on every x86-64-v2 machine; wider vectors are chosen at run time per kernel.
+if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64")
+  target_compile_options(weir_flags INTERFACE -march=x86-64-v2)
+endif()
+# Without contraction a * b + c rounds the same in every translation unit that spells it the same.
+target_compile_options(weir_flags INTERFACE -ffp-contract=off)
+
+if(WEIR_SANITIZE)
+  target_compile_options(weir_flags INTERFACE -fsanitize=${WEIR_SANITIZE} -fno-omit-frame-pointer -g)
+  target_link_options(weir_flags INTERFACE -fsanitize=${WEIR_SANITIZE})
+endif()
+
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
