@@ -1,0 +1,53 @@
+// Linear layers: y = x W^T (+ bias), W [out, in] as stored in checkpoints.
+#pragma once
+
+#include "core/buffer.h"
+#include "core/status.h"
+#include "core/stream.h"
+#include "core/tensor.h"
+
+namespace weir::kernels {
+
+// A weight in the layout that the machine's matrix kernels read, made once at load.
+//
+// Several matrices that read the same input can be packed as one (rows stacked) so that one product
+// serves q, k, v, gates at once. Immutable after Pack; shared by threads.
+class PackedMatrix {
+ public:
+  PackedMatrix() = default;
+
+  // `weight` [out, in] f32, bf16 or f16 (contiguous rows, any alignment); `compute` kF32 or kBF16: the
+  // type in which the weight is kept and multiplied (products of bf16 accumulate in f32).
+  // The view's memory may go away afterwards. ResourceExhausted when memory is not to be had.
+  static absl::StatusOr<PackedMatrix> Pack(TensorView weight, DType compute, Stream stream);
+  // Rows stacked in the order given. All have the same `in`.
+  static absl::StatusOr<PackedMatrix> PackStacked(const TensorView* weights, int count, DType compute,
+                                                  Stream stream);
+  // As Pack with small deterministic pseudo-random values: for benchmarks without a checkpoint.
+  static absl::StatusOr<PackedMatrix> Random(int64_t out, int64_t in, DType compute, uint64_t seed,
+                                             float stddev, Stream stream);
+
+  bool defined() const { return out_ > 0; }
+  int64_t out() const { return out_; }
+  int64_t in() const { return in_; }
+  DType compute() const { return compute_; }
+  int64_t bytes() const { return static_cast<int64_t>(data_.size_bytes()); }
+  const void* raw() const { return data_.data(); }
+  // Row `row` back as f32 (embedding look-up of tied heads; exact).
+  void UnpackRow(int64_t row, float* out) const;
+
+ private:
+  int64_t out_ = 0, in_ = 0;
+  DType compute_ = DType::kF32;
+  Buffer data_;
+};
+
+// y[t, :] = x[t, :] W^T + bias. Each output element is accumulated over `in` in one fixed order that
+// does not depend on the number of rows, on the threads or on neighbours: a row's result is
+// bit-identical at every batch size. Decode (few rows) streams W at memory speed; prefill is blocked.
+//   x    [rows, in] f32, strided rows allowed (rounded to bf16 inside when W is bf16)
+//   bias [out] f32 or undefined
+//   y    [rows, out] f32, strided rows allowed; must not alias x
+void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream);
+
+}  // namespace weir::kernels
