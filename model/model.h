@@ -1,0 +1,70 @@
+// The model folder's public face: describe a model folder, load it, run it.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "cache/layout.h"
+#include "core/dtype.h"
+#include "core/status.h"
+#include "scheduler/executor.h"
+
+namespace weir::model {
+
+// What config.json says, for people and for limits. Needs no weights.
+struct ModelInfo {
+  std::string name;    // folder name
+  std::string family;  // "hybrid", "gla", "qwen3_5_text", ...
+  int32_t vocab_size = 0;
+  int32_t hidden_size = 0;
+  int32_t num_layers = 0;
+  int32_t max_position = 0;
+  std::map<std::string, int> layers_by_mixer;  // "gated_deltanet": 18; parts of joined layers count too
+  DType checkpoint_dtype = DType::kF32;  // of most weight bytes
+  DType compute_dtype = DType::kF32;     // weights and products as served
+  int64_t num_parameters = 0;
+  int64_t checkpoint_bytes = 0;
+  int64_t weight_bytes = 0;     // in memory as served
+  int64_t workspace_bytes = 0;  // activations of the largest step
+  cache::StateLayout layout;
+  std::vector<int32_t> bos_ids, eos_ids;  // of config.json and generation_config.json
+  std::vector<std::string> skipped_tensors;  // in the checkpoint and deliberately not served
+};
+
+enum class ComputeDType : unsigned char { kAuto, kF32, kBF16 };  // auto: as the checkpoint; f16 -> bf16
+
+struct LoadOptions {
+  ComputeDType dtype = ComputeDType::kAuto;
+  int32_t slots = 0;            // 0: from the memory budget
+  int32_t pages = 0;            // 0: from the memory budget
+  int64_t memory_bytes = 0;     // budget for slots and pages together; 0: a default from free memory
+  int32_t page_tokens = 16;
+  int32_t max_step_tokens = 512;
+  int32_t max_step_sequences = 64;
+  int32_t max_position = 0;     // 0: the model's
+  int32_t threads = 0;          // 0: all usable cores
+  bool random_weights = false;  // a config.json alone is enough; deterministic values
+  // Called from time to time while loading (any thread).
+  std::function<void(int64_t bytes_done, int64_t bytes_total, int tensors_done)> progress;
+};
+
+// `path`: a model folder, or with `random_weights` also a config.json file itself.
+// NOT_FOUND, INVALID_ARGUMENT (config: field by field; tensors: all missing, extra and misshapen at
+// once), UNIMPLEMENTED (family or mixer unknown, by name), RESOURCE_EXHAUSTED.
+absl::StatusOr<ModelInfo> DescribeModel(const std::string& path, const LoadOptions& options);
+
+class LoadedModel {
+ public:
+  virtual ~LoadedModel() = default;
+  virtual const ModelInfo& info() const = 0;
+  virtual scheduler::Executor* executor() = 0;
+};
+
+absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const std::string& path,
+                                                       const LoadOptions& options);
+
+}  // namespace weir::model
