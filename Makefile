@@ -1,0 +1,55 @@
+# The commands people use daily. `make help` lists them.
+BUILD ?= build
+JOBS ?= $(shell nproc)
+MODEL ?= models/weir-tiny
+GRPC ?= 127.0.0.1:50051
+METRICS ?= 127.0.0.1:9464
+SERVE_FLAGS ?=
+CMAKE_FLAGS ?=
+
+.PHONY: help build serve test test-slow bench format tidy asan tsan clean dependencies python
+
+help:            ## this list
+	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
+
+dependencies:
+	@tools/install_dependencies.sh
+
+build: dependencies  ## install what is missing, build the server: build/weir
+	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
+	@mkdir -p $(BUILD) && mv $(BUILD).log $(BUILD)/configure.log
+	@ninja -C $(BUILD) -j $(JOBS) --quiet weir
+
+serve: build     ## serve the model that ships: gRPC on 127.0.0.1:50051, metrics on 127.0.0.1:9464
+	@$(BUILD)/weir serve $(MODEL) --grpc $(GRPC) --metrics $(METRICS) $(SERVE_FLAGS)
+
+$(BUILD)/venv/done: tools/requirements-test.txt
+	@python3 -m venv $(BUILD)/venv
+	@$(BUILD)/venv/bin/pip install -q --disable-pip-version-check -r tools/requirements-test.txt
+	@touch $@
+
+python: $(BUILD)/venv/done  ## the Python client libraries that examples and tests use: build/venv
+
+test: build python  ## install what is missing, build, run all tests but the slow ones
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE 'slow|gpu'
+
+test-slow: build python  ## the long tests: soak, long simulations
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+	@ctest --test-dir $(BUILD) --output-on-failure -L slow
+
+bench: build     ## kernel benchmarks
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+	@for b in $(BUILD)/bench/*_bench; do $$b --benchmark_min_time=0.2; done
+
+format:          ## clang-format every C++ file of the project
+	@git ls-files '*.cc' '*.h' | xargs clang-format -i
+
+asan:            ## unit tests under AddressSanitizer and UBSan: build-asan
+	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF"
+
+tsan:            ## unit tests under ThreadSanitizer: build-tsan
+	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF"
+
+clean:           ## remove the build folders
+	@rm -rf build build-*
