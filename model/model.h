@@ -18,7 +18,7 @@ namespace weir::model {
 // What config.json says, for people and for limits. Needs no weights.
 struct ModelInfo {
   std::string name;    // folder name
-  std::string family;  // "hybrid", "gla", "qwen3_5_text", ...
+  std::string family;  // model_type of config.json
   int32_t vocab_size = 0;
   int32_t hidden_size = 0;
   int32_t num_layers = 0;
