@@ -1,0 +1,166 @@
+// PackedMatrix: from checkpoint rows to panels.
+#include <algorithm>
+#include <bit>
+#include <cmath>
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/dtype.h"
+#include "core/thread_pool.h"
+#include "kernels/cpu/matmul_panels.h"
+#include "kernels/matmul.h"
+
+namespace weir::kernels {
+namespace {
+
+int64_t Depth(DType compute, int64_t in) { return compute == DType::kBF16 ? (in + 1) / 2 : in; }
+int64_t Panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
+
+absl::StatusOr<Buffer> AllocatePanels(int64_t out, int64_t in, DType compute) {
+  const auto bytes = static_cast<size_t>(Panels(out) * Depth(compute, in) * kPanel * 4);
+  return Buffer::Allocate(bytes, "a packed weight");
+}
+
+template <typename T>
+T LoadAs(const void* row, int64_t i) {  // checkpoint memory has any alignment
+  T value;
+  std::memcpy(&value, static_cast<const char*>(row) + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  return value;
+}
+
+float Load(const void* row, DType dtype, int64_t i) {
+  switch (dtype) {
+    case DType::kBF16:
+      return ToFloat(LoadAs<BFloat16>(row, i));
+    case DType::kF16:
+      return ToFloat(LoadAs<Float16>(row, i));
+    default:
+      return LoadAs<float>(row, i);
+  }
+}
+
+struct SourceRow {
+  const void* data = nullptr;
+  DType dtype = DType::kF32;
+};
+
+// Row `row` of the stack.
+SourceRow FindRow(const TensorView* weights, int64_t row) {
+  while (row >= weights->size(0)) {
+    row -= weights->size(0);
+    ++weights;
+  }
+  const char* base = static_cast<const char*>(weights->raw());
+  return {base + row * weights->row_stride() * DTypeSize(weights->dtype()), weights->dtype()};
+}
+
+uint16_t LoadBf16(const SourceRow& row, int64_t i) {
+  if (row.dtype == DType::kBF16) return LoadAs<BFloat16>(row.data, i).bits;
+  return ToBFloat16(Load(row.data, row.dtype, i)).bits;
+}
+
+void PackPanelBf16(const SourceRow (&rows)[kPanel], int count, int64_t in, uint16_t* panel) {
+  for (int lane = 0; lane < count; ++lane) {
+    for (int64_t i = 0; i < in; ++i) {
+      panel[(i / 2 * kPanel + lane) * 2 + i % 2] = LoadBf16(rows[lane], i);
+    }
+  }
+}
+
+void PackPanelF32(const SourceRow (&rows)[kPanel], int count, int64_t in, float* panel) {
+  for (int lane = 0; lane < count; ++lane) {
+    for (int64_t i = 0; i < in; ++i) {
+      panel[i * kPanel + lane] = Load(rows[lane].data, rows[lane].dtype, i);
+    }
+  }
+}
+
+}  // namespace
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Pack(TensorView weight, DType compute, Stream stream) {
+  return PackStacked(&weight, 1, compute, stream);
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::PackStacked(const TensorView* weights, int count,
+                                                       DType compute, Stream stream) {
+  WEIR_CHECK(count > 0) << "nothing to pack";
+  WEIR_CHECK(compute == DType::kF32 || compute == DType::kBF16) << DTypeName(compute);
+  PackedMatrix packed;
+  packed.in_ = weights[0].size(1);
+  packed.compute_ = compute;
+  for (int i = 0; i < count; ++i) {
+    const TensorView& w = weights[i];
+    WEIR_CHECK(w.rank() == 2 && w.size(1) == packed.in_) << w.ToString() << ", in " << packed.in_;
+    WEIR_CHECK(w.dtype() == DType::kF32 || w.dtype() == DType::kBF16 || w.dtype() == DType::kF16)
+        << w.ToString();
+    packed.out_ += w.size(0);
+  }
+  ASSIGN_OR_RETURN(packed.data_, AllocatePanels(packed.out_, packed.in_, compute));
+  const int64_t panel_floats = Depth(compute, packed.in_) * kPanel;
+  stream.pool->ParallelRanges(Panels(packed.out_), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      SourceRow rows[kPanel];
+      const int lanes = static_cast<int>(std::min<int64_t>(kPanel, packed.out_ - p * kPanel));
+      for (int lane = 0; lane < lanes; ++lane) rows[lane] = FindRow(weights, p * kPanel + lane);
+      float* panel = packed.data_.as<float>() + p * panel_floats;
+      if (compute == DType::kBF16) {
+        PackPanelBf16(rows, lanes, packed.in_, reinterpret_cast<uint16_t*>(panel));
+      } else {
+        PackPanelF32(rows, lanes, packed.in_, panel);
+      }
+    }
+  });
+  return packed;
+}
+
+absl::StatusOr<PackedMatrix> PackedMatrix::Random(int64_t out, int64_t in, DType compute,
+                                                  uint64_t seed, float stddev, Stream stream) {
+  WEIR_CHECK(compute == DType::kF32 || compute == DType::kBF16) << DTypeName(compute);
+  PackedMatrix packed;
+  packed.out_ = out;
+  packed.in_ = in;
+  packed.compute_ = compute;
+  ASSIGN_OR_RETURN(packed.data_, AllocatePanels(out, in, compute));
+  const int64_t panel_floats = Depth(compute, in) * kPanel;
+  const auto salt = static_cast<uint32_t>(seed * 0x9E3779B97F4A7C15u >> 32);
+  // Uniform in [-a, a] has standard deviation a / sqrt(3).
+  const float step = stddev * std::sqrt(3.0f) * 0x1p-31f;
+  stream.pool->ParallelRanges(Panels(out), 1, [&](int64_t begin, int64_t end) {
+    for (int64_t p = begin; p < end; ++p) {
+      float* panel = packed.data_.as<float>() + p * panel_floats;
+      auto* pairs = reinterpret_cast<uint16_t*>(panel);
+      const int lanes = static_cast<int>(std::min<int64_t>(kPanel, out - p * kPanel));
+      for (int64_t i = 0; i < in; ++i) {
+        for (int lane = 0; lane < lanes; ++lane) {
+          // A 32-bit finaliser (MurmurHash3, Appleby, public domain) of the element's index.
+          uint32_t h = static_cast<uint32_t>((p * kPanel + lane) * in + i) + salt;
+          h = (h ^ h >> 16) * 0x85ebca6bu;
+          h = (h ^ h >> 13) * 0xc2b2ae35u;
+          h ^= h >> 16;
+          const float value = static_cast<float>(static_cast<int32_t>(h)) * step;
+          if (compute == DType::kBF16) {
+            pairs[(i / 2 * kPanel + lane) * 2 + i % 2] = ToBFloat16(value).bits;
+          } else {
+            panel[i * kPanel + lane] = value;
+          }
+        }
+      }
+    }
+  });
+  return packed;
+}
+
+void PackedMatrix::UnpackRow(int64_t row, float* out) const {
+  WEIR_CHECK(row >= 0 && row < out_) << "row " << row << " of " << out_;
+  const float* panel = data_.as<float>() + row / kPanel * Depth(compute_, in_) * kPanel;
+  const int64_t lane = row % kPanel;
+  if (compute_ == DType::kF32) {
+    for (int64_t i = 0; i < in_; ++i) out[i] = panel[i * kPanel + lane];
+    return;
+  }
+  const auto* pairs = reinterpret_cast<const BFloat16*>(panel);
+  for (int64_t i = 0; i < in_; ++i) out[i] = ToFloat(pairs[(i / 2 * kPanel + lane) * 2 + i % 2]);
+}
+
+}  // namespace weir::kernels
