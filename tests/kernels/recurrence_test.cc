@@ -1,0 +1,490 @@
+#include "kernels/recurrence.h"
+
+#include <cmath>
+#include <cstring>
+#include <functional>
+#include <limits>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "core/cpu_features.h"
+#include "core/thread_pool.h"
+#include "gtest/gtest.h"
+
+namespace weir::kernels {
+namespace {
+
+constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+constexpr float kInf = std::numeric_limits<float>::infinity();
+constexpr double kEps = 0x1p-24;
+
+enum class Gate { kMild, kZero, kOne, kFive, kStrong, kHuge, kAlternating, kInfinite, kFixed };
+enum class Betas { kSigmoid, kZero, kOne, kTwo, kNegativeEigenvalues };
+enum class Keys { kRandom, kSame, kZero, kOneHot, kSometimesZero };
+
+struct Case {
+  std::string name;
+  Decay decay;
+  Update update;
+  int heads, heads_q, heads_k, heads_v, heads_g;
+  int K, V;
+  std::vector<int> lengths;
+  Gate gate = Gate::kMild;
+  Betas betas = Betas::kSigmoid;
+  Keys keys = Keys::kRandom;
+};
+
+const std::vector<int> kRagged = {5, 0, 1, 16, 17, 100, 3, 64, 65, 33, 1};
+
+std::vector<Case> Cases() {
+  const Decay none = Decay::kNone, scalar = Decay::kScalar, vector = Decay::kVector;
+  const Update add = Update::kAdditive, delta = Update::kDelta;
+  std::vector<Case> cases = {
+      {"linear", none, add, 4, 4, 2, 2, 1, 20, 24, kRagged},
+      {"retnet", scalar, add, 4, 4, 4, 4, 1, 36, 80, kRagged, Gate::kFixed},
+      {"mamba2", scalar, add, 6, 2, 2, 6, 1, 48, 20, kRagged},
+      {"gla", vector, add, 4, 4, 2, 2, 2, 20, 36, kRagged},
+      {"gla_wide", vector, add, 2, 2, 2, 2, 2, 256, 100, {70, 7}},
+      {"delta", none, delta, 3, 3, 3, 3, 1, 24, 20, kRagged},
+      {"gdn", scalar, delta, 4, 2, 2, 4, 1, 64, 80, kRagged},
+      {"gdn_128", scalar, delta, 2, 2, 2, 2, 1, 128, 128, {130, 2, 64}},
+      {"gdn_tall", scalar, delta, 1, 1, 1, 1, 1, 100, 512, {90}},
+      {"kda", vector, delta, 4, 2, 2, 4, 4, 36, 48, kRagged},
+      {"kda_wide", vector, delta, 1, 1, 1, 1, 1, 256, 20, {81}},
+      {"tiny", vector, delta, 1, 1, 1, 1, 1, 1, 1, {40, 3}},
+      {"one_value", scalar, delta, 2, 1, 1, 2, 1, 7, 1, {40, 3}},
+  };
+  const std::vector<int> some = {70, 4, 19};
+  for (auto [name, gate] : {std::pair{"zero", Gate::kZero},
+                            {"one", Gate::kOne},
+                            {"five", Gate::kFive},
+                            {"strong", Gate::kStrong},
+                            {"huge", Gate::kHuge},
+                            {"alternating", Gate::kAlternating},
+                            {"infinite", Gate::kInfinite}}) {
+    for (Decay decay : {scalar, vector}) {
+      for (Update update : {add, delta}) {
+        cases.push_back({std::string("gate_") + name + (decay == scalar ? "_scalar" : "_vector") +
+                             (update == add ? "_additive" : "_delta"),
+                         decay, update, 2, 2, 1, 2, 1, 36, 24, some, gate});
+      }
+    }
+  }
+  for (auto [name, betas] : {std::pair{"zero", Betas::kZero},
+                             {"one", Betas::kOne},
+                             {"two", Betas::kTwo},
+                             {"negative_eigenvalues", Betas::kNegativeEigenvalues}}) {
+    for (auto [keys_name, keys] : {std::pair{"random", Keys::kRandom},
+                                   {"same", Keys::kSame},
+                                   {"zero", Keys::kZero},
+                                   {"one_hot", Keys::kOneHot},
+                                   {"sometimes_zero", Keys::kSometimesZero}}) {
+      for (Decay decay : {none, scalar, vector}) {
+        const char* prefix = decay == none ? "delta_" : decay == scalar ? "gdn_" : "kda_";
+        cases.push_back({std::string(prefix) + "beta_" + name + "_keys_" + keys_name, decay, delta,
+                         2, 2, 2, 2, 2, 24, 20, some, Gate::kMild, betas, keys});
+      }
+    }
+  }
+  return cases;
+}
+
+// Inputs of a case, and a private copy of everything an op may write.
+struct Problem {
+  Case c;
+  int64_t tokens = 0, unowned = 2;  // trailing tokens that belong to no sequence
+  std::vector<float> projection;    // q, k, v side by side with a gap: strided rows
+  int64_t row = 0;
+  std::vector<float> g, beta, out, pool;
+  std::vector<int32_t> offsets, slots;
+  std::vector<uint8_t> fresh;
+  int64_t slot_stride = 0;  // floats
+
+  float* q() { return projection.data(); }
+  float* k() { return q() + c.heads_q * c.K + 3; }
+  float* v() { return k() + c.heads_k * c.K; }
+  int64_t all() const { return tokens + unowned; }
+  float* State(int64_t slot, int head) {
+    return pool.data() + slot * slot_stride + int64_t{head} * c.K * c.V;
+  }
+
+  RecurrenceArgs Args() {
+    RecurrenceArgs a;
+    a.decay = c.decay;
+    a.update = c.update;
+    a.scale = 1.0f / std::sqrt(static_cast<float>(c.K));
+    a.heads = c.heads;
+    const TensorView wide(projection.data(), {all(), row});
+    const int64_t qk = c.heads_q * c.K + 3;
+    a.q = wide.Columns(0, c.heads_q * c.K).Reshape({all(), c.heads_q, c.K});
+    a.k = wide.Columns(qk, c.heads_k * c.K).Reshape({all(), c.heads_k, c.K});
+    a.v = wide.Columns(qk + c.heads_k * c.K, c.heads_v * c.V).Reshape({all(), c.heads_v, c.V});
+    if (c.decay == Decay::kScalar) {
+      a.g = TensorView(g.data(), {c.gate == Gate::kFixed ? 1 : all(), c.heads});
+    } else if (c.decay == Decay::kVector) {
+      a.g = TensorView(g.data(), {all(), c.heads_g, c.K});
+    }
+    if (c.update == Update::kDelta) a.beta = TensorView(beta.data(), {all(), c.heads});
+    a.out = TensorView(out.data(), {all(), c.heads, c.V});
+    a.offsets = TensorView(offsets.data(), {static_cast<int64_t>(offsets.size())});
+    a.slots = TensorView(slots.data(), {static_cast<int64_t>(slots.size())});
+    a.fresh = TensorView(fresh.data(), {static_cast<int64_t>(fresh.size())});
+    a.state = pool.data();
+    a.slot_stride_bytes = slot_stride * 4;
+    return a;
+  }
+};
+
+float GateValue(Gate gate, int64_t i, std::mt19937& rng) {
+  std::uniform_real_distribution<float> unit(0.0f, 1.0f);
+  switch (gate) {
+    case Gate::kZero:
+      return 0.0f;
+    case Gate::kOne:
+      return -1.0f;
+    case Gate::kFive:
+      return -5.0f;
+    case Gate::kStrong:
+      return -20.0f * unit(rng);
+    case Gate::kHuge:
+      return -1e4f;
+    case Gate::kAlternating:
+      return i % 3 == 0 ? -1e4f : -0.05f * unit(rng);
+    case Gate::kInfinite:
+      return i % 5 == 0 ? -kInf : -0.1f * unit(rng);
+    default:
+      return -0.3f * unit(rng) * unit(rng);
+  }
+}
+
+void FillKeys(Problem& p, std::mt19937& rng) {
+  const Case& c = p.c;
+  std::normal_distribution<float> normal;
+  std::vector<float> same(c.K);
+  for (float& x : same) x = normal(rng);
+  for (int64_t t = 0; t < p.all(); ++t) {
+    for (int h = 0; h < c.heads_k; ++h) {
+      float* k = p.k() + t * p.row + h * c.K;
+      const bool zero = c.keys == Keys::kZero || (c.keys == Keys::kSometimesZero && t % 4 == 1);
+      double norm = 0;
+      for (int i = 0; i < c.K; ++i) {
+        k[i] = c.keys == Keys::kSame ? same[i] : normal(rng);
+        if (c.keys == Keys::kOneHot) k[i] = i == (t * 7 + h) % c.K ? 1.0f : 0.0f;
+        if (zero) k[i] = 0.0f;
+        norm += double{k[i]} * k[i];
+      }
+      // Unit keys, as the delta rules have them: every update is then non-expansive.
+      for (int i = 0; i < c.K && norm > 0; ++i) k[i] = static_cast<float>(k[i] / std::sqrt(norm));
+    }
+  }
+}
+
+Problem MakeProblem(const Case& c, uint32_t seed = 1) {
+  Problem p;
+  p.c = c;
+  std::mt19937 rng(seed);
+  std::normal_distribution<float> normal;
+  std::uniform_real_distribution<float> unit(0.0f, 1.0f);
+  p.offsets = {0};
+  for (int length : c.lengths) p.offsets.push_back(p.offsets.back() + length);
+  p.tokens = p.offsets.back();
+  p.row = c.heads_q * c.K + 3 + c.heads_k * c.K + c.heads_v * c.V + 5;
+  p.projection.resize(p.all() * p.row);
+  for (float& x : p.projection) x = normal(rng);
+  FillKeys(p, rng);
+  p.g.resize(p.all() * std::max(c.heads, c.heads_g * c.K));
+  const int width = c.decay == Decay::kVector ? c.heads_g * c.K : c.heads;
+  for (size_t i = 0; i < p.g.size(); ++i) {
+    p.g[i] =
+        GateValue(c.gate, static_cast<int64_t>(i) / width + static_cast<int64_t>(i) % width, rng);
+  }
+  p.beta.resize(p.all() * c.heads);
+  for (float& x : p.beta) {
+    x = c.betas == Betas::kZero  ? 0.0f
+        : c.betas == Betas::kOne ? 1.0f
+        : c.betas == Betas::kTwo ? 2.0f
+                                 : unit(rng);
+    if (c.betas == Betas::kNegativeEigenvalues) x *= 2.0f;
+  }
+  p.out.assign(p.all() * c.heads * c.V, kNan);
+  const int sequences = static_cast<int>(c.lengths.size());
+  p.slot_stride = int64_t{c.heads} * c.K * c.V + 7;
+  p.pool.resize((sequences + 2) * p.slot_stride);
+  for (float& x : p.pool) x = normal(rng);
+  for (int s = 0; s < sequences; ++s) {
+    p.slots.push_back(s == 4 ? -1 : (sequences - s));  // slots 0 and sequences + 1 are nobody's
+    p.fresh.push_back(s % 3 == 0);
+    if (s % 3 == 0) {  // a fresh slot may hold anything
+      std::fill_n(p.pool.begin() + (sequences - s) * p.slot_stride, p.slot_stride - 7, kNan);
+    }
+  }
+  return p;
+}
+
+// What must come out, in double, and how far a float computation may stray from it.
+struct Expected {
+  std::vector<double> out, out_tolerance;  // NaN: must not be written
+  std::vector<double> pool, pool_tolerance;
+};
+
+// Rounding: an output is a sum over K and, through the state, over the tokens so far; each of these
+// ~K + T roundings errs by at most eps times the largest value the state entry had (the updates are
+// non-expansive, so old errors do not grow), and they do not conspire: sqrt(K + T), with 8 for
+// the several operations each stands for.
+Expected DoubleReference(Problem& p) {
+  const Case& c = p.c;
+  Expected e;
+  e.out.assign(p.out.size(), std::nan(""));
+  e.out_tolerance.assign(p.out.size(), 0.0);
+  e.pool.assign(p.pool.begin(), p.pool.end());
+  e.pool_tolerance.assign(p.pool.size(), 0.0);
+  const double scale = 1.0f / std::sqrt(static_cast<float>(c.K));
+  for (size_t s = 0; s < p.slots.size(); ++s) {
+    for (int h = 0; h < c.heads; ++h) {
+      for (int j = 0; j < c.V; ++j) {
+        const int slot = p.slots[s], length = c.lengths[s];
+        std::vector<double> state(c.K), peak(c.K);
+        for (int i = 0; i < c.K && slot >= 0; ++i) {
+          state[i] = p.fresh[s] ? 0.0 : p.State(slot, h)[j * c.K + i];
+          peak[i] = std::abs(state[i]);
+        }
+        const double factor = 8 * kEps * std::sqrt(double{1.0} * c.K + length);
+        for (int64_t t = p.offsets[s]; t < p.offsets[s + 1]; ++t) {
+          const int64_t o = (t * c.heads + h) * c.V + j;
+          e.out[o] = 0.0;
+          if (slot < 0) continue;
+          const float* q = p.q() + t * p.row + h / (c.heads / c.heads_q) * c.K;
+          const float* k = p.k() + t * p.row + h / (c.heads / c.heads_k) * c.K;
+          const double v = p.v()[t * p.row + h / (c.heads / c.heads_v) * c.V + j];
+          double seen = 0, largest = std::abs(v);
+          for (int i = 0; i < c.K; ++i) {
+            if (c.decay == Decay::kScalar) {
+              state[i] *= std::exp(double{p.g[(c.gate == Gate::kFixed ? 0 : t) * c.heads + h]});
+            } else if (c.decay == Decay::kVector) {
+              state[i] *=
+                  std::exp(double{p.g[(t * c.heads_g + h / (c.heads / c.heads_g)) * c.K + i]});
+            }
+            seen += state[i] * k[i];
+            largest += std::abs(k[i]) * peak[i];
+          }
+          const double write =
+              c.update == Update::kDelta ? p.beta[t * c.heads + h] * (v - seen) : v;
+          double read = 0, size = 0;
+          for (int i = 0; i < c.K; ++i) {
+            state[i] += k[i] * write;
+            peak[i] = std::max({peak[i], std::abs(state[i]), std::abs(k[i]) * largest});
+            read += state[i] * q[i];
+            size += peak[i] * std::abs(q[i]);
+          }
+          e.out[o] = scale * read;
+          e.out_tolerance[o] = factor * scale * size;
+        }
+        if (slot < 0 || length == 0) continue;
+        for (int i = 0; i < c.K; ++i) {
+          const int64_t at = p.State(slot, h) + j * c.K + i - p.pool.data();
+          e.pool[at] = state[i];
+          e.pool_tolerance[at] = factor * peak[i];
+        }
+      }
+    }
+  }
+  return e;
+}
+
+void ExpectNear(const std::vector<float>& got, const std::vector<double>& want,
+                const std::vector<double>& tolerance, const std::string& what) {
+  ASSERT_EQ(got.size(), want.size());
+  int reported = 0;
+  for (size_t i = 0; i < got.size() && reported < 3; ++i) {
+    if (std::isnan(want[i]) ? std::isnan(got[i]) : std::abs(got[i] - want[i]) <= tolerance[i])
+      continue;
+    ADD_FAILURE() << what << "[" << i << "] = " << got[i] << ", not " << want[i] << " within "
+                  << tolerance[i];
+    ++reported;
+  }
+}
+
+bool SameBits(const std::vector<float>& a, const std::vector<float>& b) {
+  return a.size() == b.size() && std::memcmp(a.data(), b.data(), a.size() * 4) == 0;
+}
+
+std::vector<SimdLevel> Levels() {
+  SetMaxSimdLevel(SimdLevel::kAvx512Bf16);
+  std::vector<SimdLevel> levels;
+  for (SimdLevel level : {SimdLevel::kBaseline, SimdLevel::kAvx2, SimdLevel::kAvx512}) {
+    if (level <= CurrentSimdLevel()) levels.push_back(level);
+  }
+  return levels;
+}
+
+class Recurrence : public testing::TestWithParam<Case> {
+ protected:
+  ~Recurrence() override { SetMaxSimdLevel(SimdLevel::kAvx512Bf16); }
+  ThreadPool pool_{2};
+  Stream stream_{Device::kCpu, &pool_, nullptr};
+};
+
+// Every token of every sequence by calls of one token per sequence, as decoding does it.
+void RunSteps(Problem& p, const std::function<void(const RecurrenceArgs&)>& step) {
+  const std::vector<int32_t> offsets = p.offsets, slots = p.slots;
+  const std::vector<uint8_t> fresh = p.fresh;
+  int longest = 0;
+  for (int length : p.c.lengths) longest = std::max(longest, length);
+  for (int i = 0; i < longest; ++i) {
+    p.offsets.clear();
+    p.slots.clear();
+    p.fresh.clear();
+    // Gather token i of every sequence that has one into a batch of rows of their own.
+    std::vector<int64_t> tokens;
+    for (size_t s = 0; s < slots.size(); ++s) {
+      if (i >= p.c.lengths[s]) continue;
+      tokens.push_back(offsets[s] + i);
+      p.slots.push_back(slots[s]);
+      p.fresh.push_back(i == 0 && fresh[s]);
+    }
+    Problem batch = p;
+    batch.tokens = static_cast<int64_t>(tokens.size());
+    batch.unowned = 0;
+    const int g_width = p.c.decay == Decay::kVector ? p.c.heads_g * p.c.K : p.c.heads;
+    for (size_t b = 0; b < tokens.size(); ++b) {
+      batch.offsets.push_back(static_cast<int32_t>(b));
+      std::copy_n(p.projection.begin() + tokens[b] * p.row, p.row,
+                  batch.projection.begin() + b * p.row);
+      if (p.c.gate != Gate::kFixed) {
+        std::copy_n(p.g.begin() + tokens[b] * g_width, g_width, batch.g.begin() + b * g_width);
+      }
+      std::copy_n(p.beta.begin() + tokens[b] * p.c.heads, p.c.heads,
+                  batch.beta.begin() + b * p.c.heads);
+    }
+    batch.offsets.push_back(static_cast<int32_t>(tokens.size()));
+    step(batch.Args());
+    p.pool = batch.pool;
+    const int64_t width = p.c.heads * p.c.V;
+    for (size_t b = 0; b < tokens.size(); ++b) {
+      std::copy_n(batch.out.begin() + b * width, width, p.out.begin() + tokens[b] * width);
+    }
+  }
+  p.offsets = offsets;
+  p.slots = slots;
+  p.fresh = fresh;
+}
+
+TEST_P(Recurrence, ReferenceIsTheFormula) {
+  Problem p = MakeProblem(GetParam());
+  const Expected e = DoubleReference(p);
+  RecurrenceReference(p.Args());
+  ExpectNear(p.out, e.out, e.out_tolerance, "out");
+  ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
+}
+
+TEST_P(Recurrence, ChunkIsTheFormulaOnEveryLevelWithAnyThreads) {
+  Problem original = MakeProblem(GetParam());
+  const Expected e = DoubleReference(original);
+  for (SimdLevel level : Levels()) {
+    SCOPED_TRACE(SimdLevelName(level));
+    SetMaxSimdLevel(level);
+    Problem first = original;
+    for (int threads : {1, 2, 3}) {
+      ThreadPool pool(threads);
+      Problem p = original;
+      RecurrenceChunk(p.Args(), {Device::kCpu, &pool, nullptr});
+      ExpectNear(p.out, e.out, e.out_tolerance, "out");
+      ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
+      if (threads == 1) first = p;
+      EXPECT_TRUE(SameBits(first.out, p.out)) << threads << " threads";
+      EXPECT_TRUE(SameBits(first.pool, p.pool)) << threads << " threads";
+    }
+  }
+}
+
+TEST_P(Recurrence, StepsAreTheFormulaOnEveryLevelWithAnyThreads) {
+  Problem original = MakeProblem(GetParam());
+  const Expected e = DoubleReference(original);
+  for (SimdLevel level : Levels()) {
+    SCOPED_TRACE(SimdLevelName(level));
+    SetMaxSimdLevel(level);
+    Problem first = original;
+    for (int threads : {1, 3}) {
+      ThreadPool pool(threads);
+      Problem p = original;
+      RunSteps(p, [&](const RecurrenceArgs& a) {
+        RecurrenceStep(a, {Device::kCpu, &pool, nullptr});
+      });
+      ExpectNear(p.out, e.out, e.out_tolerance, "out");
+      ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
+      if (threads == 1) first = p;
+      EXPECT_TRUE(SameBits(first.out, p.out)) << threads << " threads";
+      EXPECT_TRUE(SameBits(first.pool, p.pool)) << threads << " threads";
+    }
+  }
+}
+
+// Runs the sequences piece by piece; each piece is a call with at most `pieces(rng)` tokens of
+// each.
+TEST_P(Recurrence, CutAnywhereIsTheSameWithinRounding) {
+  Problem original = MakeProblem(GetParam());
+  const Expected e = DoubleReference(original);
+  std::mt19937 rng(7);
+  for (int round = 0; round < 3; ++round) {
+    Problem p = original;
+    std::vector<int> done(p.slots.size(), 0);
+    for (bool more = true; more;) {
+      more = false;
+      // Every piece is a call of its own: a piece of one sequence, the others empty or absent.
+      for (size_t s = 0; s < p.slots.size(); ++s) {
+        const int left = p.c.lengths[s] - done[s];
+        if (left == 0) continue;
+        const int count = std::min<int>(left, 1 + static_cast<int>(rng() % 40));
+        RecurrenceArgs a = p.Args();
+        int32_t offsets[2] = {p.offsets[s] + done[s], p.offsets[s] + done[s] + count};
+        int32_t slot[1] = {p.slots[s]};
+        uint8_t fresh[1] = {static_cast<uint8_t>(done[s] == 0 && p.fresh[s])};
+        a.offsets = TensorView(offsets, {2});
+        a.slots = TensorView(slot, {1});
+        a.fresh = TensorView(fresh, {1});
+        RecurrenceChunk(a, stream_);
+        done[s] += count;
+        more = true;
+      }
+    }
+    ExpectNear(p.out, e.out, e.out_tolerance, "out");
+    ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
+  }
+}
+
+TEST_P(Recurrence, AloneIsTheSameBitForBit) {
+  Problem together = MakeProblem(GetParam());
+  Problem apart = together;
+  RecurrenceChunk(together.Args(), stream_);
+  for (size_t s = 0; s < apart.slots.size(); ++s) {
+    RecurrenceArgs a = apart.Args();
+    a.offsets = TensorView(apart.offsets.data() + s, {2});
+    a.slots = TensorView(apart.slots.data() + s, {1});
+    a.fresh = TensorView(apart.fresh.data() + s, {1});
+    RecurrenceChunk(a, stream_);
+  }
+  EXPECT_TRUE(SameBits(together.out, apart.out));
+  EXPECT_TRUE(SameBits(together.pool, apart.pool));
+}
+
+INSTANTIATE_TEST_SUITE_P(Cases, Recurrence, testing::ValuesIn(Cases()),
+                         [](const auto& info) { return info.param.name; });
+
+TEST(RecurrenceContract, StepRefusesTwoTokensOfOneSequence) {
+  Problem p = MakeProblem({"two", Decay::kNone, Update::kAdditive, 1, 1, 1, 1, 1, 4, 4, {2}});
+  ThreadPool pool(1);
+  EXPECT_DEATH(RecurrenceStep(p.Args(), {Device::kCpu, &pool, nullptr}), "more than one token");
+}
+
+TEST(RecurrenceContract, RefusesHeadsThatDoNotDivide) {
+  Problem p = MakeProblem({"heads", Decay::kNone, Update::kAdditive, 4, 4, 2, 2, 1, 4, 4, {2}});
+  ThreadPool pool(1);
+  RecurrenceArgs a = p.Args();
+  a.heads = 3;
+  EXPECT_DEATH(RecurrenceChunk(a, {Device::kCpu, &pool, nullptr}), "Check failed");
+}
+
+}  // namespace
+}  // namespace weir::kernels
