@@ -1,7 +1,13 @@
 #include "metrics/registry.h"
 
+#include <arpa/inet.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
+#include <condition_variable>
 #include <exception>
 #include <mutex>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -46,6 +52,50 @@ class HistogramImpl final : public Histogram {
   prometheus::Histogram* const histogram_;
 };
 
+// Opens and closes one connection to `port` of this machine.
+void Touch(uint16_t port) {
+  sockaddr_in v4{};
+  v4.sin_family = AF_INET;
+  v4.sin_port = htons(port);
+  v4.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+  sockaddr_in6 v6{};
+  v6.sin6_family = AF_INET6;
+  v6.sin6_port = htons(port);
+  v6.sin6_addr = in6addr_loopback;
+  const std::pair<const sockaddr*, socklen_t> targets[] = {
+      {reinterpret_cast<const sockaddr*>(&v4), sizeof(v4)},
+      {reinterpret_cast<const sockaddr*>(&v6), sizeof(v6)}};
+  for (const auto& [address, size] : targets) {
+    const int fd = socket(address->sa_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    if (fd < 0) continue;
+    // The answer does not matter: the attempt itself wakes the listener.
+    [[maybe_unused]] const int answer = connect(fd, address, size);
+    close(fd);
+  }
+}
+
+// Stops the HTTP server. Its listener looks at the stop flag when a connection comes, or every two
+// seconds: connections from here make that at once.
+void StopExposer(std::unique_ptr<prometheus::Exposer> exposer) {
+  const std::vector<int> ports = exposer->GetListeningPorts();
+  std::mutex mutex;
+  std::condition_variable changed;
+  bool stopped = false;
+  std::thread waker([&] {
+    std::unique_lock<std::mutex> lock(mutex);
+    while (!changed.wait_for(lock, std::chrono::milliseconds(5), [&] { return stopped; })) {
+      for (int port : ports) Touch(static_cast<uint16_t>(port));
+    }
+  });
+  exposer.reset();
+  {
+    std::lock_guard<std::mutex> lock(mutex);
+    stopped = true;
+  }
+  changed.notify_one();
+  waker.join();
+}
+
 }  // namespace
 
 struct Registry::Impl {
@@ -74,7 +124,9 @@ Registry::Registry() : impl_(std::make_unique<Impl>()) {
   }
 }
 
-Registry::~Registry() = default;
+Registry::~Registry() {
+  if (impl_->exposer != nullptr) StopExposer(std::move(impl_->exposer));
+}
 
 Counter* Registry::AddCounter(const std::string& name, const std::string& help,
                               const Labels& labels) {
