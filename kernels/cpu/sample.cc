@@ -8,8 +8,6 @@
 
 #include "core/philox.h"
 #include "core/thread_pool.h"
-#include "absl/container/flat_hash_map.h"
-#include "absl/container/flat_hash_set.h"
 
 namespace weir::kernels {
 namespace {
@@ -18,14 +16,20 @@ constexpr float kNever = -std::numeric_limits<float>::infinity();
 
 bool InRange(int32_t id, int64_t vocab) { return id >= 0 && id < vocab; }
 
+// NaN becomes "never"; infinity becomes the largest number, so that differences are numbers.
+void Sanitise(float* logits, int64_t vocab) {
+  for (int64_t i = 0; i < vocab; ++i) {
+    logits[i] = std::isnan(logits[i]) ? kNever : std::min(logits[i], std::numeric_limits<float>::max());
+  }
+}
+
 // Penalties, bias, forbidden tokens; NaN becomes "never".
 void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
-  for (int64_t i = 0; i < vocab; ++i) {
-    if (std::isnan(logits[i])) logits[i] = kNever;
-  }
   if (row.repetition_penalty != 1.0f) {
-    absl::flat_hash_set<int32_t> seen(row.prompt.begin(), row.prompt.end());
-    seen.insert(row.generated.begin(), row.generated.end());
+    std::vector<int32_t> seen(row.prompt.begin(), row.prompt.end());
+    seen.insert(seen.end(), row.generated.begin(), row.generated.end());
+    std::sort(seen.begin(), seen.end());
+    seen.erase(std::unique(seen.begin(), seen.end()), seen.end());
     for (int32_t id : seen) {
       if (!InRange(id, vocab)) continue;
       float& x = logits[id];
@@ -33,11 +37,12 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
     }
   }
   if (row.presence_penalty != 0.0f || row.frequency_penalty != 0.0f) {
-    absl::flat_hash_map<int32_t, int32_t> counts;
-    for (int32_t id : row.generated) ++counts[id];
-    for (const auto& [id, count] : counts) {
-      if (!InRange(id, vocab)) continue;
-      logits[id] -= row.presence_penalty + row.frequency_penalty * static_cast<float>(count);
+    std::vector<int32_t> sorted(row.generated.begin(), row.generated.end());
+    std::sort(sorted.begin(), sorted.end());
+    for (size_t i = 0, next; i < sorted.size(); i = next) {
+      for (next = i + 1; next < sorted.size() && sorted[next] == sorted[i];) ++next;
+      if (!InRange(sorted[i], vocab)) continue;
+      logits[sorted[i]] -= row.presence_penalty + row.frequency_penalty * static_cast<float>(next - i);
     }
   }
   for (const auto& [id, bias] : row.logit_bias) {
@@ -54,6 +59,7 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
       }
     }
   }
+  Sanitise(logits, vocab);
 }
 
 bool Before(const float* logits, int32_t a, int32_t b) {
@@ -62,6 +68,7 @@ bool Before(const float* logits, int32_t a, int32_t b) {
 
 float LogSumExp(const float* logits, int64_t vocab) {
   const float max = *std::max_element(logits, logits + vocab);
+  if (max == kNever) return 0.0f;  // no distribution: every log probability is -infinity
   double sum = 0;
   for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[i] - max));
   return static_cast<float>(max + std::log(sum));
@@ -71,7 +78,8 @@ void ReportLogProbs(const float* logits, int64_t vocab, int32_t token, SampleRes
                     int64_t top) {
   const float total = LogSumExp(logits, vocab);
   result.logprob = logits[token] - total;
-  const int64_t count = std::min<int64_t>(top, vocab);
+  const int64_t count =
+      std::min({top, vocab, static_cast<int64_t>(result.top.size())});
   std::vector<int32_t> ids(vocab);
   for (int64_t i = 0; i < vocab; ++i) ids[i] = static_cast<int32_t>(i);
   std::partial_sort(ids.begin(), ids.begin() + count, ids.end(),
@@ -140,6 +148,7 @@ void LogProbs(TensorView logits, absl::Span<const int32_t> targets, absl::Span<S
   stream.pool->ParallelRanges(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t r = begin; r < end; ++r) {
       results[r].token = targets[r];
+      Sanitise(logits.row<float>(r), vocab);
       ReportLogProbs(logits.row<float>(r), vocab, targets[r], results[r],
                      static_cast<int64_t>(results[r].top.size()));
     }
