@@ -1,11 +1,14 @@
-use tokenizers::Tokenizer;
-#[no_mangle]
-pub extern "C" fn x(p: *const u8, n: usize) -> usize {
-    let b = unsafe { std::slice::from_raw_parts(p, n) };
-    let t = Tokenizer::from_bytes(b).unwrap();
-    let e = t.encode("a", true).unwrap();
-    let mut env = minijinja::Environment::new();
-    minijinja_contrib::add_to_environment(&mut env);
-    env.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-    env.render_str("a", ()).unwrap().len() + e.get_ids().len()
-}
+//! Text <-> tokens for Weir: the `tokenizers` and `minijinja` crates behind a small C ABI.
+//!
+//! * [`tokenizer`]: one loaded `tokenizer.json` with its special tokens.
+//! * [`decode`]: ids to text, one id at a time; whole decoding is the same thing run to the end.
+//! * [`template`]: chat templates, rendered as Hugging Face's Python does it.
+//! * [`python`]: what a template sees of Python: values, methods, filters, JSON.
+//! * [`ffi`]: the C ABI (`include/weir_text.h`); the only module with `unsafe`.
+
+mod decode;
+mod failure;
+mod ffi;
+mod python;
+mod template;
+mod tokenizer;

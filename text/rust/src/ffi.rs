@@ -1,0 +1,379 @@
+//! The C ABI of `include/weir_text.h`. The only module with `unsafe`: it turns pointers into
+//! slices and back, and panics into errors. What the functions mean is said in the header.
+
+use crate::failure::{Code, Failure, Result};
+use crate::template::{Chat, Templates};
+use crate::tokenizer::{LoadedTokenizer, Stream};
+use std::cell::RefCell;
+use std::mem::ManuallyDrop;
+use std::panic::{catch_unwind, AssertUnwindSafe};
+use std::sync::{Arc, Once};
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Str {
+    data: *const u8,
+    len: usize,
+}
+
+#[repr(C)]
+pub struct Buffer {
+    data: *mut u8,
+    len: usize,
+    capacity: usize,
+}
+
+#[repr(C)]
+pub struct Ids {
+    data: *mut u32,
+    len: usize,
+    capacity: usize,
+}
+
+impl Str {
+    unsafe fn bytes<'a>(self) -> &'a [u8] {
+        if self.len == 0 || self.data.is_null() {
+            return &[];
+        }
+        std::slice::from_raw_parts(self.data, self.len)
+    }
+
+    unsafe fn text<'a>(self, what: &str) -> Result<&'a str> {
+        std::str::from_utf8(self.bytes()).map_err(|e| {
+            Failure::invalid(format!("{what} is not valid UTF-8 at byte {}", e.valid_up_to()))
+        })
+    }
+
+    fn borrowed(text: &str) -> Str {
+        Str { data: text.as_ptr(), len: text.len() }
+    }
+}
+
+unsafe fn put_bytes(out: *mut Buffer, bytes: Vec<u8>) {
+    if !out.is_null() {
+        let mut bytes = ManuallyDrop::new(bytes);
+        *out = Buffer { data: bytes.as_mut_ptr(), len: bytes.len(), capacity: bytes.capacity() };
+    }
+}
+
+thread_local! {
+    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// Runs an entry point: an error or a panic becomes a code and a sentence.
+unsafe fn entry(error: *mut Buffer, body: impl FnOnce() -> Result<()>) -> i32 {
+    static HOOK: Once = Once::new();
+    // The hook keeps the panic's own words for the sentence, instead of printing them.
+    HOOK.call_once(|| {
+        std::panic::set_hook(Box::new(|info| {
+            let text = info.to_string().replace('\n', " ");
+            PANIC.with(|p| p.try_borrow_mut().map(|mut p| *p = text).unwrap_or_default());
+        }));
+    });
+    let failure = match catch_unwind(AssertUnwindSafe(body)) {
+        Ok(Ok(())) => return 0,
+        Ok(Err(failure)) => failure,
+        Err(_) => {
+            let text = PANIC.with(|p| p.try_borrow().map(|p| p.clone()).unwrap_or_default());
+            Failure { code: Code::Internal, message: format!("bug in the text library: {text}") }
+        }
+    };
+    put_bytes(error, failure.message.into_bytes());
+    failure.code as i32
+}
+
+/// The same for what cannot fail: a panic gives the default.
+fn quiet<T: Default>(body: impl FnOnce() -> T) -> T {
+    let mut out = T::default();
+    let target = &mut out;
+    unsafe {
+        entry(std::ptr::null_mut(), || {
+            *target = body();
+            Ok(())
+        });
+    }
+    out
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_buffer_free(buffer: *mut Buffer) {
+    if let Some(b) = buffer.as_mut() {
+        if !b.data.is_null() {
+            drop(Vec::from_raw_parts(b.data, b.len, b.capacity));
+        }
+        *b = Buffer { data: std::ptr::null_mut(), len: 0, capacity: 0 };
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_ids_free(ids: *mut Ids) {
+    if let Some(v) = ids.as_mut() {
+        if !v.data.is_null() {
+            drop(Vec::from_raw_parts(v.data, v.len, v.capacity));
+        }
+        *v = Ids { data: std::ptr::null_mut(), len: 0, capacity: 0 };
+    }
+}
+
+pub type TokenizerHandle = Arc<LoadedTokenizer>;
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_tokenizer_new(
+    tokenizer_json: Str,
+    config_json: Str,
+    special_json: Str,
+    out: *mut *mut TokenizerHandle,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let loaded = LoadedTokenizer::new(
+            tokenizer_json.bytes(),
+            config_json.bytes(),
+            special_json.bytes(),
+        )?;
+        *out = Box::into_raw(Box::new(Arc::new(loaded)));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_tokenizer_free(tokenizer: *mut TokenizerHandle) {
+    if !tokenizer.is_null() {
+        quiet(|| drop(Box::from_raw(tokenizer)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_encode(
+    tokenizer: *const TokenizerHandle,
+    text: Str,
+    add_special: i32,
+    parse_special: i32,
+    out: *mut Ids,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let text = text.text("the text")?;
+        let ids = (*tokenizer).encode(text, add_special != 0, parse_special != 0)?;
+        let mut ids = ManuallyDrop::new(ids);
+        *out = Ids { data: ids.as_mut_ptr(), len: ids.len(), capacity: ids.capacity() };
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_decode(
+    tokenizer: *const TokenizerHandle,
+    ids: *const u32,
+    num_ids: usize,
+    skip_special: i32,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let ids = if num_ids == 0 { &[][..] } else { std::slice::from_raw_parts(ids, num_ids) };
+        let text = (*tokenizer).decode(ids, skip_special != 0)?;
+        put_bytes(out, text.into_bytes());
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_vocab_size(tokenizer: *const TokenizerHandle) -> u32 {
+    (*tokenizer).vocab_size()
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_id_to_token(
+    tokenizer: *const TokenizerHandle,
+    id: u32,
+    out: *mut Buffer,
+) -> i32 {
+    let token = quiet(|| (*tokenizer).id_to_token(id));
+    token.map(|t| put_bytes(out, t.into_bytes())).is_some() as i32
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_id_to_bytes(
+    tokenizer: *const TokenizerHandle,
+    id: u32,
+    out: *mut Buffer,
+) -> i32 {
+    let bytes = quiet(|| (*tokenizer).id_to_bytes(id));
+    bytes.map(|b| put_bytes(out, b)).is_some() as i32
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_token_to_id(
+    tokenizer: *const TokenizerHandle,
+    token: Str,
+    out: *mut u32,
+) -> i32 {
+    let id = quiet(|| (*tokenizer).token_to_id(token.text("").ok()?));
+    id.map(|id| *out = id).is_some() as i32
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_added_token(
+    tokenizer: *const TokenizerHandle,
+    index: usize,
+    id: *mut u32,
+    content: *mut Str,
+    special: *mut i32,
+) -> i32 {
+    let Some(token) = (*tokenizer).added(index) else { return 0 };
+    *id = token.id;
+    *content = Str::borrowed(&token.content);
+    *special = token.special as i32;
+    1
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_named_token(
+    tokenizer: *const TokenizerHandle,
+    index: usize,
+    name: *mut Str,
+    content: *mut Str,
+) -> i32 {
+    let Some((token_name, token)) = (*tokenizer).named(index) else { return 0 };
+    *name = Str::borrowed(token_name);
+    *content = Str::borrowed(token);
+    1
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_stream_new(
+    tokenizer: *const TokenizerHandle,
+    skip_special: i32,
+) -> *mut Stream {
+    Box::into_raw(Box::new(Stream::new((*tokenizer).clone(), skip_special != 0)))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_stream_free(stream: *mut Stream) {
+    if !stream.is_null() {
+        quiet(|| drop(Box::from_raw(stream)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_stream_push(
+    stream: *mut Stream,
+    id: u32,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        put_bytes(out, (*stream).push(id)?.into_bytes());
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_stream_flush(
+    stream: *mut Stream,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        put_bytes(out, (*stream).flush()?.into_bytes());
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub extern "C" fn weir_text_templates_new() -> *mut Templates {
+    Box::into_raw(Box::new(Templates::new()))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_free(templates: *mut Templates) {
+    if !templates.is_null() {
+        quiet(|| drop(Box::from_raw(templates)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_add(
+    templates: *mut Templates,
+    name: Str,
+    source: Str,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let name = name.text("the template's name")?;
+        (*templates).add(name, source.text("the chat template")?)
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_add_json(
+    templates: *mut Templates,
+    json: Str,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || (*templates).add_json(json.bytes()))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_set_variable(
+    templates: *mut Templates,
+    name: Str,
+    value: Str,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let name = name.text("the variable's name")?;
+        (*templates).set_variable(name, value.text("the variable's value")?);
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_get(
+    templates: *const Templates,
+    index: usize,
+    name: *mut Str,
+    source: *mut Str,
+) -> i32 {
+    let Some((template_name, text)) = (*templates).get(index) else { return 0 };
+    *name = Str::borrowed(template_name);
+    *source = Str::borrowed(text);
+    1
+}
+
+#[repr(C)]
+pub struct ChatArgs {
+    template_name: Str,
+    messages_json: Str,
+    tools_json: Str,
+    documents_json: Str,
+    kwargs_json: Str,
+    add_generation_prompt: i32,
+    continue_final_message: i32,
+    now_unix_s: i64,
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_templates_render(
+    templates: *const Templates,
+    chat: *const ChatArgs,
+    out: *mut Buffer,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let chat = &*chat;
+        let text = (*templates).render(&Chat {
+            template_name: chat.template_name.text("the template's name")?,
+            messages_json: chat.messages_json.bytes(),
+            tools_json: chat.tools_json.bytes(),
+            documents_json: chat.documents_json.bytes(),
+            kwargs_json: chat.kwargs_json.bytes(),
+            add_generation_prompt: chat.add_generation_prompt != 0,
+            continue_final_message: chat.continue_final_message != 0,
+            now_unix_s: chat.now_unix_s,
+        })?;
+        put_bytes(out, text.into_bytes());
+        Ok(())
+    })
+}
