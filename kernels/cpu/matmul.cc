@@ -1,8 +1,7 @@
-// MatMul: rounding of the input, choice of the instruction set, split over threads, plain products.
+// MatMul: choice of the instruction set, packing of the input, split over threads.
 #include "kernels/matmul.h"
 
 #include <algorithm>
-#include <cstring>
 
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
@@ -12,46 +11,71 @@
 namespace weir::kernels {
 namespace {
 
-void StoreRow(const PanelProduct& p, int64_t row, int64_t panel, const float (&sum)[kPanel]) {
-  const int64_t n = panel * kPanel;
-  const int64_t lanes = std::min<int64_t>(kPanel, p.out - n);
-  for (int64_t i = 0; i < lanes; ++i) {
-    p.y[row * p.y_stride + n + i] = p.bias != nullptr ? sum[i] + p.bias[n + i] : sum[i];
-  }
+// A task is worth handing to another thread from about this much: a few microseconds.
+constexpr int64_t kTaskWeightBytes = 64 << 10;
+constexpr int64_t kTaskMacs = 512 << 10;
+// Rows of a task of many rows: their packed input stays in the second-level cache beside the
+// weights that pass by, and is used for every panel of the task.
+constexpr int64_t kBlockRows = 128;
+
+const char* PackInput(const PanelKernel& kernel, const TensorView& x, int64_t tiles, int64_t depth,
+                      Stream stream) {
+  static thread_local Scratch scratch;
+  const int64_t rows = x.size(0), in = x.size(1);
+  char* packed = static_cast<char*>(scratch.Get(rows * depth * kernel.element_bytes));
+  const int64_t min_tiles = std::max<int64_t>(1, tiles * kTaskMacs / (rows * in * 16 + 1));
+  stream.pool->ParallelRanges(tiles, min_tiles, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      const TileRows r = RowsOfTile(rows, tiles, t);
+      kernel.pack_tile(x.row<float>(r.first), x.row_stride(), r.last - r.first, in,
+                       packed + r.first * depth * kernel.element_bytes);
+    }
+  });
+  return packed;
+}
+
+// Tasks are a grid: blocks of tiles x ranges of panels. Elements are independent, so the grid
+// changes no result; it only balances the work.
+void RunTasks(const PanelProduct& product, const PanelKernel& kernel, Stream stream) {
+  const int64_t group = kernel.group;
+  const int64_t panels = (product.out + kPanel - 1) / kPanel;
+  const int threads = stream.pool->num_threads();
+  const int64_t row_blocks = std::max<int64_t>(1, product.rows / kBlockRows);
+  const int64_t rows_per_block = product.rows / row_blocks;
+  const int64_t panel_bytes = product.depth * kPanel * 4;
+  const int64_t panel_macs = product.depth * kPanel * 2 * rows_per_block;
+  // Enough tasks per thread that a slow thread does not hold the others up, none too small.
+  const int64_t min_panels =
+      std::min(kTaskWeightBytes / panel_bytes, kTaskMacs / panel_macs) / group * group + group;
+  const int64_t wanted = threads == 1 ? row_blocks : std::max<int64_t>(row_blocks, 8 * threads);
+  const int64_t ranges = std::clamp<int64_t>(wanted / row_blocks, 1, std::max<int64_t>(1, panels / min_panels));
+  stream.pool->ParallelFor(row_blocks * ranges, [&](int64_t task) {
+    const int64_t block = task / ranges, range = task % ranges;
+    PanelProduct part = product;
+    part.first_tile = product.tiles * block / row_blocks;
+    part.last_tile = product.tiles * (block + 1) / row_blocks;
+    part.first_panel = panels * range / ranges / group * group;
+    part.last_panel = range + 1 == ranges ? panels : panels * (range + 1) / ranges / group * group;
+    kernel.product(part);
+  });
 }
 
 }  // namespace
 
-void PanelsF32Plain(const PanelProduct& p) {
-  for (int64_t panel = p.first_panel; panel < p.last_panel; ++panel) {
-    const float* w = static_cast<const float*>(p.w) + panel * p.depth * kPanel;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      const float* x = static_cast<const float*>(p.x) + r * p.x_stride;
-      float sum[kPanel] = {};
-      for (int64_t i = 0; i < p.depth; ++i) {
-        for (int lane = 0; lane < kPanel; ++lane) sum[lane] += x[i] * w[i * kPanel + lane];
-      }
-      StoreRow(p, r, panel, sum);
-    }
+const PanelKernel& FindPanelKernel(bool bf16) {
+#if defined(__x86_64__)
+  switch (CurrentSimdLevel()) {
+    case SimdLevel::kAvx512Bf16:
+      return bf16 ? kPanelsBf16Avx512Bf16 : kPanelsF32Avx512;
+    case SimdLevel::kAvx512:
+      return bf16 ? kPanelsBf16Avx512 : kPanelsF32Avx512;
+    case SimdLevel::kAvx2:
+      return bf16 ? kPanelsBf16Avx2 : kPanelsF32Avx2;
+    case SimdLevel::kBaseline:
+      break;
   }
-}
-
-void PanelsBf16Plain(const PanelProduct& p) {
-  for (int64_t panel = p.first_panel; panel < p.last_panel; ++panel) {
-    const uint32_t* w = static_cast<const uint32_t*>(p.w) + panel * p.depth * kPanel;
-    for (int64_t r = 0; r < p.rows; ++r) {
-      const float* x = static_cast<const float*>(p.x) + r * p.x_stride;
-      float sum[kPanel] = {};
-      for (int64_t i = 0; i < p.depth; ++i) {
-        for (int lane = 0; lane < kPanel; ++lane) {
-          const uint32_t pair = w[i * kPanel + lane];
-          sum[lane] += x[2 * i] * std::bit_cast<float>(pair << 16);
-          sum[lane] += x[2 * i + 1] * std::bit_cast<float>(pair & 0xffff0000u);
-        }
-      }
-      StoreRow(p, r, panel, sum);
-    }
-  }
+#endif
+  return bf16 ? kPanelsBf16Plain : kPanelsF32Plain;
 }
 
 void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream) {
@@ -60,35 +84,23 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
   WEIR_CHECK(y.rank() == 2 && y.size(0) == rows && y.size(1) == weight.out()) << y.ToString();
   WEIR_CHECK(!bias.defined() || bias.num_elements() == weight.out()) << bias.ToString();
   if (rows == 0) return;
+  const bool bf16 = weight.compute() == DType::kBF16;
+  const PanelKernel& kernel = FindPanelKernel(bf16);
   PanelProduct product;
+  product.depth = bf16 ? (weight.in() + 1) / 2 : weight.in();
   product.rows = rows;
-  product.w = weight.raw();
+  product.tiles = CountTiles(rows, kernel.tallest_tile);
+  product.w = static_cast<const char*>(weight.raw());
   product.out = weight.out();
   product.bias = bias.defined() ? bias.data<float>() : nullptr;
   product.y = y.data<float>();
   product.y_stride = y.row_stride();
-  const bool bf16 = weight.compute() == DType::kBF16;
-  product.depth = bf16 ? (weight.in() + 1) / 2 : weight.in();
-  product.x = x.data<float>();
-  product.x_stride = x.row_stride();
-  if (bf16) {
-    static thread_local Scratch scratch;
-    product.x_stride = product.depth * 2;
-    float* rounded = scratch.Of<float>(rows * product.x_stride);
-    for (int64_t r = 0; r < rows; ++r) {
-      float* row = rounded + r * product.x_stride;
-      for (int64_t i = 0; i < weight.in(); ++i) row[i] = ToFloat(ToBFloat16(x.row<float>(r)[i]));
-      if (weight.in() % 2 != 0) row[weight.in()] = 0.0f;
-    }
-    product.x = rounded;
+  if (kernel.element == TileElement::kF32 && rows == 1) {
+    product.x = reinterpret_cast<const char*>(x.data<float>());  // a tile of one row is the row
+  } else {
+    product.x = PackInput(kernel, x, product.tiles, product.depth, stream);
   }
-  const int64_t panels = (weight.out() + kPanel - 1) / kPanel;
-  stream.pool->ParallelRanges(panels, 1, [&](int64_t begin, int64_t end) {
-    PanelProduct part = product;
-    part.first_panel = begin;
-    part.last_panel = end;
-    bf16 ? PanelsBf16Plain(part) : PanelsF32Plain(part);
-  });
+  RunTasks(product, kernel, stream);
 }
 
 }  // namespace weir::kernels

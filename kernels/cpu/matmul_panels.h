@@ -1,10 +1,15 @@
-// The packed layout and the inner products of MatMul, one entry per instruction set. Plain structs
+// The packed layouts and the inner products of MatMul, one entry per instruction set. Plain structs
 // only: the files compiled for wider vectors include this.
 //
-// Layout: panels of 16 output rows; the last one is filled up with zero rows.
+// Weights: panels of 16 output rows; the last one is filled up with zero rows. Each depth step of a
+// panel is one vector of 64 bytes:
 //   f32   [panels][in][16]
 //   bf16  [panels][in_pairs][16][2], in_pairs = ceil(in / 2), an odd `in` is filled up with a zero:
-//         one 64-byte vector holds two neighbours of `in` for 16 outputs, the operand of vdpbf16ps.
+//         two neighbours of `in` for 16 outputs, the operand of vdpbf16ps.
+//
+// Input: tiles of up to 16 rows, the rows of a tile interleaved, [tiles][depth][height]; how tall
+// tiles are is decided by the number of rows only. An element is one depth step of one row: f32, a
+// pair of bf16 (kBf16Pair) or a pair of f32 that hold values rounded to bf16 (kF32Pair).
 #pragma once
 
 #include <cstdint>
@@ -12,14 +17,27 @@
 namespace weir::kernels {
 
 inline constexpr int kPanel = 16;
+inline constexpr int kMaxTile = 16;
 
-// One call computes y[r, n] for all rows r and n in panels [first_panel, last_panel).
+enum class TileElement : unsigned char { kF32, kBf16Pair, kF32Pair };
+
+// Rows [first, last) of a tile: rows are dealt out evenly to ceil(rows / tallest) tiles.
+struct TileRows {
+  int64_t first, last;
+};
+constexpr int64_t CountTiles(int64_t rows, int64_t tallest) { return (rows + tallest - 1) / tallest; }
+constexpr TileRows RowsOfTile(int64_t rows, int64_t tiles, int64_t tile) {
+  return {rows * tile / tiles, rows * (tile + 1) / tiles};
+}
+
+// One call computes y[r, n] for the rows of tiles [first_tile, last_tile) and the columns of panels
+// [first_panel, last_panel): y = sum over depth in one chain per element, in order, then + bias.
 struct PanelProduct {
-  const void* x = nullptr;  // [rows, x_stride], see the entry
-  int64_t x_stride = 0;     // elements between rows
-  int64_t rows = 0;
-  const void* w = nullptr;  // panel 0
-  int64_t depth = 0;        // vectors per panel: `in`, or in_pairs
+  const char* x = nullptr;  // tile 0
+  const char* w = nullptr;  // panel 0
+  int64_t depth = 0;        // steps per panel
+  int64_t rows = 0, tiles = 0;
+  int64_t first_tile = 0, last_tile = 0;
   int64_t out = 0;
   int64_t first_panel = 0, last_panel = 0;
   const float* bias = nullptr;  // [out] or null
@@ -27,21 +45,34 @@ struct PanelProduct {
   int64_t y_stride = 0;
 };
 
-// x f32, w f32: one chain of multiply-adds per element.
-void PanelsF32Plain(const PanelProduct& p);
-// x f32 holding values rounded to bf16, padded to an even length; w bf16 widened in registers; one
-// chain of multiply-adds per element: even neighbour, odd neighbour, next pair.
-void PanelsBf16Plain(const PanelProduct& p);
+// What a matrix product needs of an instruction set.
+struct PanelKernel {
+  TileElement element = TileElement::kF32;
+  int element_bytes = 4;
+  int tallest_tile = 1;
+  int group = 1;  // panels per inner loop of the tallest tile: tasks are multiples of it
+  void (*product)(const PanelProduct& p) = nullptr;
+  // Interleaves `rows` rows of x [rows, in] into one tile.
+  void (*pack_tile)(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* tile) = nullptr;
+  // 16 rows of bf16 or f32 words (32 bits each) into one panel; null rows are zeros.
+  void (*interleave)(const void* const (&rows)[kPanel], int64_t words, void* panel) = nullptr;
+};
 
+// Shared by the portable and the AVX2 kernels.
+void PackTileF32Plain(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* tile);
+void PackTileF32PairPlain(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* tile);
+
+// Multiply-adds in f32; bf16 weights are widened in registers, even neighbour before odd one.
+extern const PanelKernel kPanelsF32Plain, kPanelsBf16Plain;
 #if defined(__x86_64__)
-void PanelsF32Avx2(const PanelProduct& p);
-void PanelsBf16Avx2(const PanelProduct& p);
-void PanelsF32Avx512(const PanelProduct& p);
-void PanelsBf16Avx512(const PanelProduct& p);
-// x bf16, padded to an even length; one chain of vdpbf16ps per element.
-void PanelsBf16Avx512Bf16(const PanelProduct& p);
-// f32 -> bf16, round to nearest even; denormals become zero, as vdpbf16ps would read them.
-void RoundToBf16Avx512Bf16(const float* x, int64_t n, uint16_t* out);
+extern const PanelKernel kPanelsF32Avx2, kPanelsBf16Avx2;
+extern const PanelKernel kPanelsF32Avx512, kPanelsBf16Avx512;
+void InterleaveAvx512(const void* const (&rows)[kPanel], int64_t words, void* panel);
+// One chain of vdpbf16ps.
+extern const PanelKernel kPanelsBf16Avx512Bf16;
 #endif
+
+// The kernel of this machine for a compute type (kF32 or kBF16).
+const PanelKernel& FindPanelKernel(bool bf16);
 
 }  // namespace weir::kernels

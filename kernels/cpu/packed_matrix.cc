@@ -1,6 +1,5 @@
 // PackedMatrix: from checkpoint rows to panels.
 #include <algorithm>
-#include <bit>
 #include <cmath>
 #include <cstring>
 #include <utility>
@@ -9,10 +8,13 @@
 #include "core/dtype.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/matmul_panels.h"
+#include "kernels/cpu/scratch.h"
 #include "kernels/matmul.h"
 
 namespace weir::kernels {
 namespace {
+
+constexpr int64_t kMinTaskBytes = 256 << 10;
 
 int64_t Depth(DType compute, int64_t in) { return compute == DType::kBF16 ? (in + 1) / 2 : in; }
 int64_t Panels(int64_t out) { return (out + kPanel - 1) / kPanel; }
@@ -55,24 +57,31 @@ SourceRow FindRow(const TensorView* weights, int64_t row) {
   return {base + row * weights->row_stride() * DTypeSize(weights->dtype()), weights->dtype()};
 }
 
-uint16_t LoadBf16(const SourceRow& row, int64_t i) {
-  if (row.dtype == DType::kBF16) return LoadAs<BFloat16>(row.data, i).bits;
-  return ToBFloat16(Load(row.data, row.dtype, i)).bits;
-}
-
-void PackPanelBf16(const SourceRow (&rows)[kPanel], int count, int64_t in, uint16_t* panel) {
-  for (int lane = 0; lane < count; ++lane) {
-    for (int64_t i = 0; i < in; ++i) {
-      panel[(i / 2 * kPanel + lane) * 2 + i % 2] = LoadBf16(rows[lane], i);
-    }
+// Row `row` as the compute type: the checkpoint's memory where it is that type already, else rounded
+// into `room` ([in], 4-byte aligned).
+const void* RowAs(DType compute, const SourceRow& row, int64_t in, void* room) {
+  if (row.dtype == compute) return row.data;
+  if (compute == DType::kF32) {
+    for (int64_t i = 0; i < in; ++i) static_cast<float*>(room)[i] = Load(row.data, row.dtype, i);
+  } else {
+    auto* out = static_cast<BFloat16*>(room);
+    for (int64_t i = 0; i < in; ++i) out[i] = ToBFloat16(Load(row.data, row.dtype, i));
   }
+  return room;
 }
 
-void PackPanelF32(const SourceRow (&rows)[kPanel], int count, int64_t in, float* panel) {
-  for (int lane = 0; lane < count; ++lane) {
-    for (int64_t i = 0; i < in; ++i) {
-      panel[i * kPanel + lane] = Load(rows[lane].data, rows[lane].dtype, i);
-    }
+void PackPanel(const PanelKernel& kernel, DType compute, const void* const (&rows)[kPanel], int64_t in,
+               float* panel) {
+  if (compute == DType::kF32) {
+    kernel.interleave(rows, in, panel);
+    return;
+  }
+  kernel.interleave(rows, in / 2, panel);
+  if (in % 2 == 0) return;
+  auto* last = reinterpret_cast<BFloat16*>(panel + in / 2 * kPanel);
+  for (int lane = 0; lane < kPanel; ++lane) {
+    last[2 * lane] = rows[lane] == nullptr ? BFloat16{0} : LoadAs<BFloat16>(rows[lane], in - 1);
+    last[2 * lane + 1] = {0};
   }
 }
 
@@ -98,17 +107,19 @@ absl::StatusOr<PackedMatrix> PackedMatrix::PackStacked(const TensorView* weights
   }
   ASSIGN_OR_RETURN(packed.data_, AllocatePanels(packed.out_, packed.in_, compute));
   const int64_t panel_floats = Depth(compute, packed.in_) * kPanel;
-  stream.pool->ParallelRanges(Panels(packed.out_), 1, [&](int64_t begin, int64_t end) {
+  const PanelKernel& kernel = FindPanelKernel(compute == DType::kBF16);
+  const int64_t min_panels = 1 + kMinTaskBytes / (panel_floats * 4);
+  stream.pool->ParallelRanges(Panels(packed.out_), min_panels, [&](int64_t begin, int64_t end) {
+    static thread_local Scratch scratch;
+    float* room = scratch.Of<float>(kPanel * packed.in_);
     for (int64_t p = begin; p < end; ++p) {
-      SourceRow rows[kPanel];
-      const int lanes = static_cast<int>(std::min<int64_t>(kPanel, packed.out_ - p * kPanel));
-      for (int lane = 0; lane < lanes; ++lane) rows[lane] = FindRow(weights, p * kPanel + lane);
-      float* panel = packed.data_.as<float>() + p * panel_floats;
-      if (compute == DType::kBF16) {
-        PackPanelBf16(rows, lanes, packed.in_, reinterpret_cast<uint16_t*>(panel));
-      } else {
-        PackPanelF32(rows, lanes, packed.in_, panel);
+      const void* rows[kPanel] = {};
+      const int64_t lanes = std::min<int64_t>(kPanel, packed.out_ - p * kPanel);
+      for (int64_t lane = 0; lane < lanes; ++lane) {
+        rows[lane] = RowAs(compute, FindRow(weights, p * kPanel + lane), packed.in_,
+                           room + lane * packed.in_);
       }
+      PackPanel(kernel, compute, rows, packed.in_, packed.data_.as<float>() + p * panel_floats);
     }
   });
   return packed;

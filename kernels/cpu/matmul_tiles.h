@@ -1,0 +1,150 @@
+// The blocked product over packed tiles and panels, written once over the vector operations `Ops` of
+// an instruction set. Included by the files of each set; everything is local to the includer.
+//
+//   Ops::Acc                     sums of 16 neighbouring outputs
+//   Ops::Weight                  one depth step of a panel, 64 bytes
+//   Ops::Input                   one depth step of one row, in all lanes
+//   Zero, LoadAcc, StoreAcc      lanes [0, n) of y
+//   LoadWeight, LoadInput, Mac   acc + weight * input
+//   kElementBytes                bytes of an input element
+//   kTallest                     tallest tile
+//   Group(rows)                  panels that a tile of that height works on at once
+#pragma once
+
+#include "kernels/cpu/matmul_panels.h"
+
+#define WEIR_INLINE inline __attribute__((always_inline))
+
+namespace weir::kernels {
+namespace {
+
+struct TileArgs {
+  const char* x;
+  const char* w;
+  int64_t panel_bytes;  // from panel to panel
+  int64_t depth;        // steps of this call
+  float* y;             // first row, first column
+  int64_t y_stride;
+  int last_lanes;      // of the last panel of the group
+  bool resume;         // start from the sums in y
+  const float* bias;   // at the first column, or null
+  int64_t prefetch;    // bytes ahead, 0: none
+};
+
+template <typename Ops, int R, int P>
+void RunTile(const TileArgs& a) {
+  typename Ops::Acc acc[R][P];
+  if (a.resume) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) {
+        acc[r][p] = Ops::LoadAcc(a.y + r * a.y_stride + p * kPanel, p == P - 1 ? a.last_lanes : kPanel);
+      }
+    }
+  } else {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) acc[r][p] = Ops::Zero();
+    }
+  }
+  const char* x = a.x;
+  const char* w[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) w[p] = a.w + p * a.panel_bytes;
+  int64_t offset = 0;
+  const int64_t end = a.depth * 64;
+  for (; offset < end; offset += 64) {
+    typename Ops::Weight weight[P];
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) {
+      weight[p] = Ops::LoadWeight(w[p] + offset);
+      if (R < 4) __builtin_prefetch(w[p] + offset + a.prefetch);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      const typename Ops::Input input = Ops::LoadInput(x + r * Ops::kElementBytes);
+#pragma GCC unroll 16
+      for (int p = 0; p < P; ++p) acc[r][p] = Ops::Mac(acc[r][p], weight[p], input);
+    }
+    x += R * Ops::kElementBytes;
+  }
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) {
+    const int lanes = p == P - 1 ? a.last_lanes : kPanel;
+    if (a.bias != nullptr) {
+      const typename Ops::Acc bias = Ops::LoadAcc(a.bias + p * kPanel, lanes);
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) acc[r][p] = Ops::Add(acc[r][p], bias);
+    }
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) Ops::StoreAcc(a.y + r * a.y_stride + p * kPanel, lanes, acc[r][p]);
+  }
+}
+
+using TileFn = void (*)(const TileArgs&);
+struct TileFns {
+  TileFn group = nullptr;   // Ops::Group(rows) panels
+  TileFn single = nullptr;  // one panel
+};
+
+template <typename Ops, int R>
+constexpr void FillTileFns(TileFns* fns) {
+  if constexpr (R <= Ops::kTallest) {
+    fns[R] = {RunTile<Ops, R, Ops::Group(R)>, RunTile<Ops, R, 1>};
+    FillTileFns<Ops, R + 1>(fns);
+  }
+}
+
+template <typename Ops>
+struct TileTable {
+  constexpr TileTable() { FillTileFns<Ops, 1>(fns); }
+  TileFns fns[kMaxTile + 1];
+};
+
+// Depth is cut into blocks so that a group of panels stays in the first-level cache while the tiles
+// pass by; sums wait in y between blocks. With one tile nothing would be used twice: one block.
+template <typename Ops>
+void RunProduct(const PanelProduct& p) {
+  static constexpr TileTable<Ops> kTable;
+  const int64_t panel_bytes = p.depth * 64;
+  const int64_t tallest = RowsOfTile(p.rows, p.tiles, p.last_tile - 1).last -
+                          RowsOfTile(p.rows, p.tiles, p.last_tile - 1).first;
+  const int group = Ops::Group(static_cast<int>(tallest));
+  const int64_t blocks = p.last_tile - p.first_tile == 1 ? 1 : (p.depth + Ops::kDepthBlock - 1) / Ops::kDepthBlock;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t begin = p.depth * b / blocks, end = p.depth * (b + 1) / blocks;
+    for (int64_t panel = p.first_panel; panel < p.last_panel;) {
+      const int64_t count = p.last_panel - panel < group ? 1 : group;
+      for (int64_t t = p.first_tile; t < p.last_tile; ++t) {
+        const TileRows rows = RowsOfTile(p.rows, p.tiles, t);
+        const int64_t height = rows.last - rows.first;
+        TileArgs a;
+        a.x = p.x + (rows.first * p.depth + begin * height) * Ops::kElementBytes;
+        a.panel_bytes = panel_bytes;
+        a.depth = end - begin;
+        a.y_stride = p.y_stride;
+        a.resume = b > 0;
+        a.prefetch = Ops::kPrefetchBytes;
+        // Tiles of one product differ in height by one; each height has its own width of a group.
+        const int64_t step = count == 1 ? 1 : Ops::Group(static_cast<int>(height));
+        for (int64_t q = panel; q < panel + count;) {
+          const bool whole = q + step <= panel + count;
+          const int64_t width = whole ? step : 1;
+          const int64_t left = p.out - (q + width - 1) * kPanel;
+          a.last_lanes = left < kPanel ? static_cast<int>(left) : kPanel;
+          a.w = p.w + q * panel_bytes + begin * 64;
+          a.y = p.y + rows.first * p.y_stride + q * kPanel;
+          a.bias = b == blocks - 1 && p.bias != nullptr ? p.bias + q * kPanel : nullptr;
+          (width == 1 ? kTable.fns[height].single : kTable.fns[height].group)(a);
+          q += width;
+        }
+      }
+      panel += count;
+    }
+  }
+}
+
+}  // namespace
+}  // namespace weir::kernels
