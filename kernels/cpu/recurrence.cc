@@ -5,7 +5,10 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "core/thread_pool.h"
+#include "kernels/cpu/recurrence_job.h"
+#include "kernels/cpu/scratch.h"
 
 namespace weir::kernels {
 namespace {
@@ -115,6 +118,92 @@ void ReferenceRun(const RecurrenceArgs& a, const Sizes& n, int64_t s, int head) 
   for (int64_t t = begin; t < end; ++t) ReferenceToken(a, n, t, head, state);
 }
 
+using RunFn = void (*)(const RecurrenceJob&);
+
+RunFn ChooseRun() {
+#if defined(__x86_64__)
+  const SimdLevel level = CurrentSimdLevel();
+  if (level >= SimdLevel::kAvx512) return RunRecurrenceAvx512;
+  if (level >= SimdLevel::kAvx2) return RunRecurrenceAvx2;
+#endif
+  return RunRecurrenceBaseline;
+}
+
+// Columns [first, first + count) of value head `head` of sequence s.
+void RunColumns(const RecurrenceArgs& a, const Sizes& n, int64_t s, int head, int64_t first,
+                int64_t count, RunFn run) {
+  const int32_t slot = a.slots.data<int32_t>()[s];
+  const int64_t begin = a.offsets.data<int32_t>()[s], end = a.offsets.data<int32_t>()[s + 1];
+  if (begin == end) return;
+  if (slot < 0) {
+    for (int64_t t = begin; t < end; ++t) {
+      std::fill_n(a.out.row<float>(t) + head * n.dim_v + first, count, 0.0f);
+    }
+    return;
+  }
+  RecurrenceJob job;
+  job.vector_decay = a.decay == Decay::kVector;
+  job.delta = a.update == Update::kDelta;
+  job.scale = a.scale;
+  job.tokens = end - begin;
+  job.dim_k = n.dim_k;
+  job.dim_v = count;
+  job.q = HeadRow(a.q, begin, head, a.heads);
+  job.q_stride = a.q.row_stride();
+  job.k = HeadRow(a.k, begin, head, a.heads);
+  job.k_stride = a.k.row_stride();
+  job.v = HeadRow(a.v, begin, head, a.heads) + first;
+  job.v_stride = a.v.row_stride();
+  if (a.decay == Decay::kVector) {
+    job.g = HeadRow(a.g, begin, head, a.heads);
+    job.g_stride = a.g.row_stride();
+  } else if (a.decay == Decay::kScalar) {
+    const bool fixed = a.g.size(0) == 1;
+    job.g = a.g.row<float>(fixed ? 0 : begin) + head;
+    job.g_stride = fixed ? 0 : a.g.row_stride();
+  }
+  if (job.delta) {
+    job.beta = a.beta.row<float>(begin) + head;
+    job.beta_stride = a.beta.row_stride();
+  }
+  job.out = a.out.row<float>(begin) + head * n.dim_v + first;
+  job.out_stride = a.out.row_stride();
+  job.state = StateOf(a, n, slot, head) + first * n.dim_k;
+  job.fresh = a.fresh.data<uint8_t>()[s] != 0;
+  static thread_local Scratch scratch;
+  job.scratch = scratch.Of<float>(RecurrenceScratchFloats(n.dim_k, n.dim_v));
+  run(job);
+}
+
+// Splits the work into tasks of (sequence, head), of (sequence, head, columns of V) where that
+// alone would leave threads idle, and of several heads where one is too little for a task.
+void RunAll(const RecurrenceArgs& a, const Sizes& n, Stream stream) {
+  constexpr int64_t kColumns = 64;         // a multiple of every panel but AVX2's
+  constexpr int64_t kLeastWork = 1 << 14;  // state entries x tokens per task, ~2 us
+  const RunFn run = ChooseRun();
+  const int64_t heads = n.sequences * a.heads, threads = stream.pool->num_threads();
+  int64_t parts = 1;
+  if (heads < 2 * threads) {
+    parts = std::min((n.dim_v + kColumns - 1) / kColumns,
+                     (2 * threads + heads - 1) / std::max<int64_t>(heads, 1));
+  }
+  const int64_t units = (n.dim_v + kColumns - 1) / kColumns;
+  const int64_t items = heads * parts;
+  const int64_t work = n.dim_k * n.dim_v * n.tokens * a.heads / std::max<int64_t>(items, 1);
+  const int64_t per_task = std::max<int64_t>(1, kLeastWork / std::max<int64_t>(work, 1));
+  stream.pool->ParallelFor((items + per_task - 1) / per_task, [&](int64_t task) {
+    for (int64_t item = task * per_task; item < std::min(items, (task + 1) * per_task); ++item) {
+      const int64_t part = item % parts, head = item / parts % a.heads;
+      int64_t first = 0, last = n.dim_v;
+      if (parts > 1) {
+        first = units * part / parts * kColumns;
+        last = std::min(n.dim_v, units * (part + 1) / parts * kColumns);
+      }
+      RunColumns(a, n, item / parts / a.heads, static_cast<int>(head), first, last - first, run);
+    }
+  });
+}
+
 }  // namespace
 
 void RecurrenceReference(const RecurrenceArgs& args) {
@@ -125,19 +214,26 @@ void RecurrenceReference(const RecurrenceArgs& args) {
 }
 
 void RecurrenceChunk(const RecurrenceArgs& args, Stream stream) {
-  const Sizes n = Validate(args);
-  stream.pool->ParallelFor(n.sequences * args.heads, [&](int64_t task) {
-    ReferenceRun(args, n, task / args.heads, static_cast<int>(task % args.heads));
-  });
+  RunAll(args, Validate(args), stream);
 }
 
 void RecurrenceStep(const RecurrenceArgs& args, Stream stream) {
+  const Sizes n = Validate(args);
   const int32_t* offsets = args.offsets.data<int32_t>();
-  for (int64_t s = 0; s < args.slots.size(0); ++s) {
+  for (int64_t s = 0; s < n.sequences; ++s) {
     WEIR_CHECK(offsets[s + 1] - offsets[s] <= 1)
         << "sequence " << s << " brings more than one token";
   }
-  RecurrenceChunk(args, stream);
+  RunAll(args, n, stream);
+}
+
+int64_t RecurrenceScratchFloats(int64_t dim_k, int64_t dim_v) {
+  const int64_t K = (dim_k + 15) / 16 * 16;
+  // The chunk form: the state in panels, five matrices [chunk, K], three vectors [K], two [chunk,
+  // chunk], one [chunk, panel]. The step form needs four matrices [kStepTokens, K]: less.
+  constexpr int64_t kMostChunk = 64, kMostPanel = 64;
+  return K * (dim_v + kMostPanel) + (5 * kMostChunk + 8) * K + 2 * kMostChunk * kMostChunk +
+         kMostChunk * kMostPanel + 256;
 }
 
 }  // namespace weir::kernels

@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "kernels/cpu/recurrence_chunk_body.h"
+
+namespace weir::kernels {
+
+void RunRecurrenceAvx2(const RecurrenceJob& job) { RunJob(job); }
+
+}  // namespace weir::kernels
+#endif
