@@ -1,7 +1,7 @@
 //! Filters, tests and functions where Jinja2 differs from minijinja, and those that transformers
 //! adds: `tojson`, `raise_exception`, `strftime_now`.
 
-use super::{json, methods, repr, to_str};
+use super::{filters, json, methods, repr, to_str};
 use crate::failure;
 use minijinja::value::{Kwargs, Rest, Value, ValueKind};
 use minijinja::{Environment, Error, ErrorKind, State};
@@ -30,7 +30,22 @@ pub fn add_to(env: &mut Environment<'static>) {
         }
         _ => minijinja::escape_formatter(out, state, value),
     });
+    add_filters(env);
+    add_tests(env);
+    env.add_function("raise_exception", raise_exception);
+    env.add_function("strftime_now", strftime_now);
+}
+
+fn add_filters(env: &mut Environment<'static>) {
     env.add_filter("tojson", json::tojson);
+    env.add_filter("pprint", |value: &Value| repr(value));
+    env.add_filter("attr", attr);
+    env.add_filter("sum", filters::sum);
+    env.add_filter("round", filters::round);
+    env.add_filter("indent", filters::indent);
+    env.add_filter("center", filters::center);
+    env.add_filter("wordcount", filters::wordcount);
+    env.add_filter("truncate", filters::truncate);
     env.add_filter("string", |value: &Value| to_str(value));
     env.add_filter("trim", trim);
     env.add_filter("int", int);
@@ -40,6 +55,9 @@ pub fn add_to(env: &mut Environment<'static>) {
     env.add_filter("length", length);
     env.add_filter("count", length);
     env.add_filter("join", join);
+}
+
+fn add_tests(env: &mut Environment<'static>) {
     env.add_test("sequence", |v: &Value| {
         matches!(
             v.kind(),
@@ -62,8 +80,6 @@ pub fn add_to(env: &mut Environment<'static>) {
     });
     env.add_test("number", |v: &Value| matches!(v.kind(), ValueKind::Number | ValueKind::Bool));
     env.add_test("callable", |v: &Value| v.kind() == ValueKind::Plain);
-    env.add_function("raise_exception", raise_exception);
-    env.add_function("strftime_now", strftime_now);
 }
 
 fn raise_exception(message: &Value) -> Result<Value, Error> {
@@ -98,12 +114,20 @@ fn strftime(unix_s: i64, format: &str) -> failure::Result<String> {
     String::from_utf8(buffer).map_err(|_| bad())
 }
 
+/// Attributes only: a dict's keys are items, so there is nothing to find in JSON.
+fn attr(_value: &Value, _name: &str) -> Value {
+    Value::UNDEFINED
+}
+
 fn trim(value: &Value, chars: Option<&str>) -> String {
     methods::strip_both(&to_str(value), chars)
 }
 
 /// `int(default=0, base=10)`: what cannot be read gives the default.
 fn int(value: &Value, args: Rest<Value>) -> Result<Value, Error> {
+    if value.is_undefined() {
+        return Err(Error::from(ErrorKind::UndefinedError));
+    }
     let (args, kwargs) = methods::split_args(&args)?;
     let default = args.first().cloned().or(kwargs.get("default")?).unwrap_or(Value::from(0));
     let base = args.get(1).cloned().or(kwargs.get("base")?).unwrap_or(Value::from(10));

@@ -141,7 +141,7 @@ fn string_method(s: &str, method: &str, args: &[Value]) -> Result<Option<Value>,
             };
             Value::from(s.chars().map(swap).collect::<String>())
         }
-        "casefold" => Value::from(s.to_lowercase()),
+        "casefold" => Value::from(s.to_lowercase().replace('ß', "ss")),
         "zfill" | "ljust" | "rjust" | "center" => Value::from(pad(s, &call)?),
         "expandtabs" => return Err(call.fail("not supported")),
         _ => match predicate(s, method) {
@@ -231,7 +231,7 @@ fn split(s: &str, call: &Call) -> Result<Value, Error> {
     Ok(parts.into_iter().map(Value::from).collect())
 }
 
-fn lines(s: &str, keep: bool) -> Vec<&str> {
+pub fn lines(s: &str, keep: bool) -> Vec<&str> {
     let is_break = |c: char| {
         matches!(
             c,
@@ -317,13 +317,15 @@ fn pad(s: &str, call: &Call) -> Result<String, Error> {
         }
         "ljust" => format!("{s}{}", fill.repeat(missing)),
         "rjust" => format!("{}{s}", fill.repeat(missing)),
-        _ => {
-            // CPython puts the odd one to the left only where the width is odd as well.
-            let width = s.chars().count() + missing;
-            let left = missing / 2 + (missing & width & 1);
-            format!("{}{s}{}", fill.repeat(left), fill.repeat(missing - left))
-        }
+        _ => center(s, missing, &fill),
     })
+}
+
+pub fn center(s: &str, missing: usize, fill: &str) -> String {
+    // CPython puts the odd one to the left only where the width is odd as well.
+    let width = s.chars().count() + missing;
+    let left = missing / 2 + (missing & width & 1);
+    format!("{}{s}{}", fill.repeat(left), fill.repeat(missing - left))
 }
 
 fn dict_method(value: &Value, method: &str, args: &[Value]) -> Result<Option<Value>, Error> {

@@ -3,8 +3,14 @@
 //! Chat templates are written for Jinja2 inside transformers: they call string and dict methods,
 //! print dicts and booleans, and expect `json.dumps` output. minijinja has the language; this
 //! module has the Python side of it.
+//!
+//! What still differs, since the language itself would have to change: tuples are lists (they print
+//! in square brackets), `%` does not format strings (the filter `format` and `str.format` do), `and`
+//! gives False rather than its left side, a loop over None is empty rather than an error, values of
+//! different types compare, division by zero is infinite, `\U` escapes are not read.
 
 pub mod builtins;
+pub mod filters;
 pub mod json;
 pub mod methods;
 
