@@ -47,7 +47,8 @@ struct ChunkWork {
   float* q;        // [kChunk, K], times scale, times Gamma with vector decay
   float* k;        // [kChunk, K], likewise
   float* k_end;    // [kChunk, K], times decay(j -> end)
-  float* k_t;      // [kChunk / kBlock][K, kBlock]: blocks of k transposed, as P and M need them
+  float* k_t;      // k transposed, as P and M need it: [K, kChunk]; with vector decay in blocks,
+                   // [kChunk / kBlock][K, kBlock]
   float* decay;    // [kChunk, K] vector decay: exp(g)
   float* total;    // [kChunk / kBlock][K] vector decay: product over a block
   float* s_decay;  // [K]: Gamma_end
@@ -79,19 +80,32 @@ WEIR_INLINE void MultiplyAdd(Vec (&acc)[kRows][kVecs], const float* a, int64_t a
   }
 }
 
-// A 16 x 16 block of c = (a b^T) with b given transposed: rows of a [kBlock, K], b_t [K, kBlock].
-WEIR_INLINE void BlockProduct(const float* a, const float* b_t, int64_t K, float* c) {
-  constexpr int kVecs = kLanes == 16 ? 1 : 2;
-  constexpr int kRows = kRowsFor<kVecs>;
-  for (int col = 0; col < kBlock; col += kVecs * kLanes) {
-    for (int row = 0; row < kBlock; row += kRows) {
-      Vec acc[kRows][kVecs] = {};
-      MultiplyAdd<false>(acc, a + row * K, K, 1, b_t + col, kBlock, K);
-#pragma GCC unroll 8
-      for (int r = 0; r < kRows; ++r) {
+// c [kRows of kChunk, kVecs vectors] = a b: rows of a [.., K] and of b `b_row` apart.
+template <int kRows, int kVecs>
+WEIR_INLINE void TileProduct(const float* a, const float* b, int64_t b_row, int64_t K, float* c) {
+  Vec acc[kRows][kVecs] = {};
+  MultiplyAdd<false>(acc, a, K, 1, b, b_row, K);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-        for (int j = 0; j < kVecs; ++j) Store(c + (row + r) * kChunk + col + j * kLanes, acc[r][j]);
-      }
+    for (int j = 0; j < kVecs; ++j) Store(c + r * kChunk + j * kLanes, acc[r][j]);
+  }
+}
+
+// c [kBlock, cols] = a b for a [kBlock, K] and b [K, cols], cols a multiple of kBlock; c has rows
+// of kChunk. An element is one chain of multiply-adds whatever the tile.
+void BlockProduct(const float* a, const float* b, int64_t b_row, int64_t cols, int64_t K,
+                  float* c) {
+  constexpr int kOneVecRows = kLanes == 16 ? 16 : 8, kTwoVecRows = kLanes == 16 ? 8 : 4;
+  int64_t col = 0;
+  for (; col + 2 * kLanes <= cols; col += 2 * kLanes) {
+    for (int row = 0; row < kBlock; row += kTwoVecRows) {
+      TileProduct<kTwoVecRows, 2>(a + row * K, b + col, b_row, K, c + row * kChunk + col);
+    }
+  }
+  for (; col < cols; col += kLanes) {
+    for (int row = 0; row < kBlock; row += kOneVecRows) {
+      TileProduct<kOneVecRows, 1>(a + row * K, b + col, b_row, K, c + row * kChunk + col);
     }
   }
 }
@@ -109,8 +123,8 @@ WEIR_INLINE void CopyRows(const float* src, int64_t stride, int64_t tokens, int6
   }
 }
 
-// [kBlock, K] -> [K, kBlock]
-WEIR_INLINE void TransposeBlock(const float* src, int64_t K, float* dst) {
+// [kBlock, K] -> [K, kBlock] with rows of dst_row
+WEIR_INLINE void TransposeBlock(const float* src, int64_t K, float* dst, int64_t dst_row) {
   for (int64_t c = 0; c < K; c += kLanes) {
     for (int i = 0; i < kBlock; i += kLanes) {
       Vec rows[kLanes];
@@ -118,7 +132,7 @@ WEIR_INLINE void TransposeBlock(const float* src, int64_t K, float* dst) {
       for (int r = 0; r < kLanes; ++r) rows[r] = Load(src + (i + r) * K + c);
       Transpose(rows);
 #pragma GCC unroll 16
-      for (int r = 0; r < kLanes; ++r) Store(dst + (c + r) * kBlock + i, rows[r]);
+      for (int r = 0; r < kLanes; ++r) Store(dst + (c + r) * dst_row + i, rows[r]);
     }
   }
 }
@@ -140,7 +154,7 @@ void PrepareScalar(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w
              w.q + b * kBlock * K);
     CopyRows(job.k + t * job.k_stride, job.k_stride, left, job.dim_k, 1.0f, K,
              w.k + b * kBlock * K);
-    TransposeBlock(w.k + b * kBlock * K, K, w.k_t + b * kBlock * K);
+    TransposeBlock(w.k + b * kBlock * K, K, w.k_t + b * kBlock, kChunk);
   }
   float to_end = 1.0f;
   for (int64_t i = blocks * kBlock - 1; i >= 0; --i) {
@@ -151,16 +165,13 @@ void PrepareScalar(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w
   }
   float row[kChunk] = {};  // decay(j -> i) of the current i; zero for j > i
   for (int64_t b = 0; b < blocks; ++b) {
-    for (int64_t a = 0; a <= b; ++a) {
-      const int64_t at = b * kBlock * kChunk + a * kBlock;
-      BlockProduct(w.q + b * kBlock * K, w.k_t + a * kBlock * K, K, w.p + at);
-      if (job.delta) BlockProduct(w.k + b * kBlock * K, w.k_t + a * kBlock * K, K, w.m + at);
-    }
-    for (int64_t i = b * kBlock; i < (b + 1) * kBlock; ++i) {
-      for (int64_t j = 0; j < (b + 1) * kBlock; j += kLanes)
-        Store(row + j, Load(row + j) * decay[i]);
+    const int64_t at = b * kBlock, cols = at + kBlock;
+    BlockProduct(w.q + at * K, w.k_t, kChunk, cols, K, w.p + at * kChunk);
+    if (job.delta) BlockProduct(w.k + at * K, w.k_t, kChunk, cols, K, w.m + at * kChunk);
+    for (int64_t i = at; i < cols; ++i) {
+      for (int64_t j = 0; j < cols; j += kLanes) Store(row + j, Load(row + j) * decay[i]);
       row[i] = 1.0f;
-      for (int64_t j = 0; j < (b + 1) * kBlock; j += kLanes) {
+      for (int64_t j = 0; j < cols; j += kLanes) {
         Store(w.p + i * kChunk + j, Load(w.p + i * kChunk + j) * Load(row + j));
         if (!job.delta) continue;
         Store(w.m + i * kChunk + j, Load(w.m + i * kChunk + j) * Load(row + j) * w.beta[i]);
@@ -257,21 +268,21 @@ void PrepareVector(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w
     for (int64_t c = 0; c < size; c += kLanes) {
       Store(w.decay + b * size + c, Exp(Load(w.decay + b * size + c)));
     }
-    TransposeBlock(w.k + b * size, K, w.k_t + b * size);
+    TransposeBlock(w.k + b * size, K, w.k_t + b * size, kBlock);
     if (job.delta) {
       DiagonalTiles<true, 0, 0>(w, b);
     } else {
       DiagonalTiles<false, 0, 0>(w, b);
     }
     ScaleBlock(w, b);
-    TransposeBlock(w.k_end + b * size, K, w.k_t + b * size);
+    TransposeBlock(w.k_end + b * size, K, w.k_t + b * size, kBlock);
     for (int64_t a = b - 1; a >= 0; --a) {
       const int64_t at = b * kBlock * kChunk + a * kBlock;
-      BlockProduct(w.q + b * size, w.k_t + a * size, K, w.p + at);
+      BlockProduct(w.q + b * size, w.k_t + a * size, kBlock, kBlock, K, w.p + at);
       ScaleRows(w.q + b * size, w.total + a * K, K);
       ScaleRows(w.k_end + a * size, w.total + b * K, K);
       if (!job.delta) continue;
-      BlockProduct(w.k + b * size, w.k_t + a * size, K, w.m + at);
+      BlockProduct(w.k + b * size, w.k_t + a * size, kBlock, kBlock, K, w.m + at);
       for (int64_t i = 0; i < kBlock; ++i) {
         for (int64_t j = 0; j < kBlock; j += kLanes) {
           float* m = w.m + at + i * kChunk + j;
@@ -430,6 +441,21 @@ void MovePanel(const RecurrenceJob& job, int64_t K, float* s, int64_t col, int64
   }
 }
 
+// Rows of tokens lie far apart: no hardware prefetcher follows them.
+WEIR_INLINE void PrefetchRows(const float* rows, int64_t stride, int64_t count, int64_t width) {
+  for (int64_t i = 0; i < count; ++i, rows += stride) {
+    for (int64_t c = 0; c < width; c += 16) __builtin_prefetch(rows + c, 0, 2);
+  }
+}
+
+// Asks for the inputs of `n` tokens from t0 on.
+WEIR_INLINE void PrefetchChunk(const RecurrenceJob& job, int64_t t0, int64_t n) {
+  PrefetchRows(job.q + t0 * job.q_stride, job.q_stride, n, job.dim_k);
+  PrefetchRows(job.k + t0 * job.k_stride, job.k_stride, n, job.dim_k);
+  PrefetchRows(job.v + t0 * job.v_stride, job.v_stride, n, job.dim_v);
+  if (job.vector_decay) PrefetchRows(job.g + t0 * job.g_stride, job.g_stride, n, job.dim_k);
+}
+
 ChunkWork CarveWork(const RecurrenceJob& job) {
   ChunkWork w;
   w.K = RoundUp(job.dim_k, kBlock);
@@ -470,6 +496,8 @@ void RunChunks(const RecurrenceJob& job) {
     } else {
       PrepareScalar(job, t, n, w);
     }
+    const int64_t left = job.tokens - t - n;
+    PrefetchChunk(job, t + n, left < kChunk ? left : kChunk);
     for (int64_t col = 0; col < job.dim_v; col += kPanel) {
       const int64_t cols = job.dim_v - col < kPanel ? job.dim_v - col : kPanel;
       float* s = w.s + col * w.K;
