@@ -251,7 +251,7 @@ def make(golden: Golden, root: str) -> dict:
     os.makedirs(folder)
     (golden.save or write_checkpoint)(folder, config, tensors, golden.shards)
     save_file(result, os.path.join(folder, "expected.safetensors"),
-              metadata={"reference": golden.source, "seed": str(seed)})
+              metadata={"reference": f"{golden.source}; seed {seed}"})
     for file in os.listdir(folder):
         os.chmod(os.path.join(folder, file), 0o644)
     size = sum(os.path.getsize(os.path.join(folder, f)) for f in os.listdir(folder))
