@@ -317,23 +317,28 @@ MIXERS: dict[str, Callable[[Tensor, Tensor, Weights, Json, str], Tensor]] = {
 # The model.
 
 
-def route(x: Tensor, router: Tensor, layer: Json) -> Tensor:
-    """Weight of every mixer for every token, zero where it is not picked. x [T, D] -> [T, M]."""
+def route(x: Tensor, router: Tensor, layer: Json) -> tuple[Tensor, Tensor]:
+    """Weight of every mixer for every token, and which are picked. x [T, D] -> two of [T, M].
+
+    A picked mixer sees the token even where its weight is so small that it rounds to zero.
+    """
     p = (x @ router.T).softmax(-1)
     # Stable: of equal values the lower index comes first.
     order = p.sort(dim=-1, descending=True, stable=True).indices
     picked = torch.zeros_like(p).scatter(-1, order[:, : layer.get("top_k", 1)], 1.0)
     weight = p * picked
-    return weight / weight.sum(-1, keepdim=True) if layer.get("norm_topk_prob", False) else weight
+    if layer.get("norm_topk_prob", False):
+        weight = weight / weight.sum(-1, keepdim=True)
+    return weight, picked.bool()
 
 
 def mix(x: Tensor, n: int, config: Json, tensors: Weights) -> Tensor:
     """The mixing part of layer n. x [T, D] (normed) -> [T, D]."""
     layer = config["layers"][n]
     positions = torch.arange(x.shape[0])
-    weight = None
+    weight = chosen = None
     if layer["type"] == "routed":
-        weight = route(x, tensors[f"model.layers.{n}.router.weight"], layer)
+        weight, chosen = route(x, tensors[f"model.layers.{n}.router.weight"], layer)
     out = torch.zeros_like(x)
     for m, mixer in enumerate(layer_mixers(layer)):
         prefix = mixer_prefix(n, m, layer)
@@ -343,7 +348,7 @@ def mix(x: Tensor, n: int, config: Json, tensors: Weights) -> Tensor:
         if weight is None:
             out = out + run(x, positions, w, p, mixer["type"])
             continue
-        picked = weight[:, m].nonzero()[:, 0]  # the subsequence this mixer sees
+        picked = chosen[:, m].nonzero()[:, 0]  # the subsequence this mixer sees
         if len(picked) > 0:
             y = run(x[picked], positions[picked], w, p, mixer["type"])
             out = out.index_add(0, picked, weight[picked, m, None] * y)
