@@ -1,0 +1,281 @@
+#include "server/generate_call.h"
+
+#include <grpcpp/alarm.h>
+
+#include <algorithm>
+#include <atomic>
+#include <chrono>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "core/clock.h"
+#include "core/error_details.h"
+#include "core/log.h"
+#include "core/philox.h"
+#include "metrics/registry.h"
+#include "scheduler/scheduler.h"
+#include "server/error_mapping.h"
+#include "server/response_stream.h"
+#include "server/served_model.h"
+#include "server/server_metrics.h"
+#include "server/service_context.h"
+#include "server/wire.h"
+#include "server/work_pool.h"
+#include "weir/v1/generate.pb.h"
+
+namespace weir::server {
+namespace {
+
+using scheduler::FinishReason;
+
+constexpr int64_t kRetryMs = 1000;
+
+// States, each entered once: validating (Begin) -> encoding (text thread) -> submitted -> ended. Every
+// path ends in exactly one Finish; OnDone lets go of the last reference that is ours.
+class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public ResponseStream::Host,
+                           public std::enable_shared_from_this<GenerateCall> {
+ public:
+  GenerateCall(ServiceContext* context, grpc::CallbackServerContext* rpc)
+      : context_(context), rpc_(rpc), id_(context->next_request_id.fetch_add(1)) {
+    context_->metrics->open_streams->Set(context_->open_streams.fetch_add(1) + 1);
+  }
+  ~GenerateCall() override = default;
+
+  void Begin(const grpc::ByteBuffer& bytes) {
+    self_ = shared_from_this();
+    const absl::Status status = Validate(bytes);
+    if (!status.ok()) FinishEarly(status);
+  }
+
+  // gRPC's threads.
+  void OnWriteDone(bool ok) override {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      writing_ = false;
+      broken_ = broken_ || !ok;
+    }
+    if (!ok && stream_ != nullptr) {  // the connection is gone
+      stream_->Discard();
+      Cancel();
+    }
+    Write();
+  }
+  void OnCancel() override { Cancel(); }
+  void OnDone() override {
+    context_->metrics->open_streams->Set(context_->open_streams.fetch_sub(1) - 1);
+    context_->metrics->CallEnded(Method::kGenerate, code_);
+    std::shared_ptr<GenerateCall> last;
+    std::lock_guard<std::mutex> lock(mutex_);
+    done_ = true;
+    last = std::move(self_);  // outlives the lock: declared before it
+  }
+
+  // ResponseStream::Host
+  void ScheduleProcess() override {
+    context_->delivery_pool->Add([self = shared_from_this()] {
+      self->stream_->Process();
+      self->Write();
+    });
+  }
+  void StopChoice(int32_t choice) override { context_->scheduler->StopChoice(id_, choice); }
+
+ private:
+  absl::Status Validate(const grpc::ByteBuffer& bytes) {
+    if (context_->draining) {
+      return Unavailable("the server is shutting down and takes no new requests; try another server",
+                         kRetryMs);
+    }
+    RETURN_IF_ERROR(SetDeadline());
+    v1::GenerateRequest message;
+    RETURN_IF_ERROR(ParseMessage(bytes, &message));
+    const auto bits = Philox(context_->seed, id_);
+    const uint64_t seed = uint64_t{bits[0]} << 32 | bits[1];
+    ASSIGN_OR_RETURN(request_, ValidateGenerate(message, *context_->model, context_->limits, seed));
+    if (!request_.source.text && !request_.source.chat) {
+      return Submit(std::move(request_.request.prompt));
+    }
+    const int64_t waits_since_us = context_->clock->NowUs();
+    const bool taken = context_->text_pool->TryAdd([self = shared_from_this(), waits_since_us] {
+      const absl::Status status = self->EncodeAndSubmit(waits_since_us);
+      if (!status.ok()) self->FinishEarly(status);
+    });
+    if (!taken) {
+      return Exhausted("text_queue", absl::StrCat("too many prompts wait to be tokenized (",
+                                                  context_->text_pool->waiting(), "); try again later"),
+                       kRetryMs);
+    }
+    return absl::OkStatus();
+  }
+
+  absl::Status SetDeadline() {
+    const int64_t now_us = context_->clock->NowUs();
+    const auto deadline = rpc_->deadline();
+    if (deadline != std::chrono::system_clock::time_point::max()) {
+      const auto left = deadline - std::chrono::system_clock::now();
+      const int64_t left_us = std::chrono::duration_cast<std::chrono::microseconds>(left).count();
+      if (left_us <= 0) return TooLate();
+      deadline_us_ = now_us + left_us;
+    }
+    if (context_->max_deadline_us > 0) {
+      const int64_t latest = now_us + context_->max_deadline_us;
+      deadline_us_ = deadline_us_ == 0 ? latest : std::min(deadline_us_, latest);
+    }
+    return absl::OkStatus();
+  }
+
+  bool DeadlinePassed() const {
+    return deadline_us_ != 0 && context_->clock->NowUs() >= deadline_us_;
+  }
+  static absl::Status TooLate() {
+    return absl::DeadlineExceededError("the call's deadline passed before the prompt was queued");
+  }
+
+  // Text thread.
+  absl::Status EncodeAndSubmit(int64_t waits_since_us) {
+    const int64_t begin_us = context_->clock->NowUs();
+    context_->metrics->text_wait_seconds->Observe(static_cast<double>(begin_us - waits_since_us) * 1e-6);
+    if (cancelled_) return absl::CancelledError("the client cancelled the call");
+    if (DeadlinePassed()) return TooLate();
+    ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
+                     EncodePrompt(request_.source, *context_->model, nullptr));
+    context_->metrics->text_seconds->Observe(
+        static_cast<double>(context_->clock->NowUs() - begin_us) * 1e-6);
+    return Submit(std::move(prompt));
+  }
+
+  absl::Status Submit(std::vector<int32_t> prompt) {
+    RETURN_IF_ERROR(SetPrompt(std::move(prompt), *context_->model, context_->limits, &request_));
+    scheduler::Request& request = request_.request;
+    request.id = id_;
+    request.deadline_us = deadline_us_;
+    const int32_t prompt_tokens = static_cast<int32_t>(request.prompt.size());
+    stream_ = std::make_unique<ResponseStream>(request_.stream, prompt_tokens,
+                                               context_->model->tokenizer,
+                                               context_->stream_buffer_tokens, this);
+    v1::GenerateEvent event;
+    v1::Accepted* accepted = event.mutable_accepted();
+    accepted->set_request_id(absl::StrCat("r", id_));
+    accepted->set_prompt_tokens(prompt_tokens);
+    accepted->set_seed(request.sampling.seed);
+    accepted->set_max_tokens(request.max_tokens);
+    stream_->Add(std::move(event));
+    // The scheduler's pointer keeps the whole call alive.
+    request.sink = std::shared_ptr<scheduler::TokenSink>(shared_from_this(), stream_.get());
+    LogDebug("request r", id_, ": ", prompt_tokens, " prompt tokens, up to ", request.max_tokens,
+             " more, ", request.num_choices, " choices");
+    RETURN_IF_ERROR(context_->scheduler->Submit(std::move(request)));
+    submitted_ = true;
+    if (cancelled_) Cancel();  // it came while `submitted_` was not yet set
+    Write();
+    return absl::OkStatus();
+  }
+
+  void Cancel() {
+    cancelled_ = true;
+    if (!submitted_) return;  // whoever submits looks at cancelled_ afterwards
+    context_->scheduler->Cancel(
+        id_, DeadlinePassed() ? FinishReason::kDeadline : FinishReason::kCancelled);
+  }
+
+  // REQUIRES: nothing was submitted.
+  void FinishEarly(const absl::Status& status) {
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      finishing_ = true;
+      code_ = status.code();
+    }
+    LogDebug("request r", id_, " refused: ", status.ToString());
+    Finish(ToGrpc(status));
+  }
+
+  // Starts the next write, or the end. Any thread.
+  void Write() {
+    std::optional<grpc::Status> last;
+    bool has_event = false;
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      if (finishing_ || stream_ == nullptr) return;
+      std::optional<ResponseStream::End> end = stream_->ended();
+      if (end && IsLost(end->status)) stream_->Discard();
+      if (writing_) {
+        if (end) WatchSlowReader();
+        return;
+      }
+      v1::GenerateEvent event;
+      has_event = stream_->Take(&event);
+      if (has_event) {
+        SerializeMessage(event, &bytes_);
+        writing_ = true;
+        end = stream_->ended();
+      }
+      if (end && !end->more) {
+        finishing_ = true;
+        const bool lost = end->status.ok() && broken_;
+        code_ = lost ? absl::StatusCode::kCancelled : end->status.code();
+        last = ToGrpc(end->status);
+      }
+    }
+    if (has_event && last) {
+      StartWriteAndFinish(&bytes_, grpc::WriteOptions(), *last);
+    } else if (has_event) {
+      StartWrite(&bytes_);
+    } else if (last) {
+      Finish(*last);
+    }
+  }
+
+  // Nobody reads what is left.
+  static bool IsLost(const absl::Status& status) {
+    return absl::IsCancelled(status) || absl::IsResourceExhausted(status);
+  }
+
+  // Ends the call by force if its reader takes nothing for too long. REQUIRES: mutex_ held.
+  void WatchSlowReader() {
+    if (watching_) return;
+    watching_ = true;
+    alarm_.Set(std::chrono::system_clock::now() + std::chrono::microseconds(context_->slow_reader_us),
+               [weak = weak_from_this()](bool) {
+                 const std::shared_ptr<GenerateCall> call = weak.lock();
+                 if (call == nullptr) return;
+                 std::lock_guard<std::mutex> lock(call->mutex_);
+                 if (!call->done_ && call->writing_) call->rpc_->TryCancel();
+               });
+  }
+
+  ServiceContext* const context_;
+  grpc::CallbackServerContext* const rpc_;  // until OnDone
+  const uint64_t id_;
+  int64_t deadline_us_ = 0;  // on the clock; 0: none
+  ValidRequest request_;
+  std::unique_ptr<ResponseStream> stream_;  // set before submission, then constant
+  std::atomic<bool> submitted_{false};
+  std::atomic<bool> cancelled_{false};
+
+  std::mutex mutex_;  // guards what follows
+  bool writing_ = false;
+  bool finishing_ = false;  // Finish was or is about to be called
+  bool watching_ = false;
+  bool broken_ = false;  // a write failed
+  bool done_ = false;
+  absl::StatusCode code_ = absl::StatusCode::kUnknown;
+  grpc::ByteBuffer bytes_;  // of the write in flight
+  grpc::Alarm alarm_;
+  std::shared_ptr<GenerateCall> self_;  // until OnDone
+};
+
+}  // namespace
+
+grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerateCall(ServiceContext* context,
+                                                              grpc::CallbackServerContext* rpc,
+                                                              const grpc::ByteBuffer& request) {
+  auto call = std::make_shared<GenerateCall>(context, rpc);
+  GenerateCall* reactor = call.get();
+  call->Begin(request);
+  return reactor;
+}
+
+}  // namespace weir::server

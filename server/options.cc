@@ -1,0 +1,246 @@
+#include "server/options.h"
+
+#include <algorithm>
+#include <limits>
+#include <utility>
+
+#include "absl/strings/ascii.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
+#include "absl/strings/str_replace.h"
+#include "absl/strings/string_view.h"
+#include "absl/time/time.h"
+#include "core/bytes.h"
+
+namespace weir::server {
+namespace {
+
+constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
+
+OptionSpec Text(std::string name, std::string* target, std::string help) {
+  return {std::move(name), std::move(help), *target, "text", [target](std::string_view text) {
+            *target = std::string(text);
+            return absl::OkStatus();
+          }};
+}
+
+OptionSpec Choice(std::string name, std::string* target, std::vector<std::string> allowed,
+                  std::string help) {
+  std::string kind = absl::StrJoin(allowed, "|");
+  auto set = [target, allowed = std::move(allowed)](std::string_view text) {
+    if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", ToAbsl(text), "\" is none of ",
+                                                     absl::StrJoin(allowed, ", ")));
+    }
+    *target = std::string(text);
+    return absl::OkStatus();
+  };
+  return {std::move(name), std::move(help), *target, std::move(kind), std::move(set)};
+}
+
+OptionSpec Bool(std::string name, bool* target, std::string help) {
+  auto set = [target](std::string_view text) {
+    if (text != "true" && text != "false") {
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", ToAbsl(text), "\" is neither true nor false"));
+    }
+    *target = text == "true";
+    return absl::OkStatus();
+  };
+  return {std::move(name), std::move(help), *target ? "true" : "false", "true|false",
+          std::move(set)};
+}
+
+OptionSpec Integer(std::string name, int64_t* target, int64_t least, int64_t most,
+                   std::string help) {
+  auto set = [target, least, most](std::string_view text) {
+    int64_t value = 0;
+    if (!absl::SimpleAtoi(ToAbsl(text), &value)) {
+      return absl::InvalidArgumentError(absl::StrCat("\"", ToAbsl(text), "\" is no whole number"));
+    }
+    if (value < least || value > most) {
+      return absl::InvalidArgumentError(
+          absl::StrCat(value, " is out of range; allowed: ", least, " to ", most));
+    }
+    *target = value;
+    return absl::OkStatus();
+  };
+  return {std::move(name), std::move(help), absl::StrCat(*target), "integer", std::move(set)};
+}
+
+OptionSpec Bytes(std::string name, int64_t* target, int64_t least, int64_t most, std::string help) {
+  auto set = [target, least, most](std::string_view text) -> absl::Status {
+    ASSIGN_OR_RETURN(const int64_t value, ParseBytes(text));
+    if (value < least || value > most) {
+      return absl::InvalidArgumentError(absl::StrCat(FormatBytes(value),
+                                                     " is out of range; allowed: ",
+                                                     FormatBytes(least), " to ", FormatBytes(most)));
+    }
+    *target = value;
+    return absl::OkStatus();
+  };
+  std::string shown =
+      absl::StrReplaceAll(*target == 0 ? std::string("0") : FormatBytes(*target), {{" ", ""}});
+  return {std::move(name), std::move(help), std::move(shown), "bytes", std::move(set)};
+}
+
+OptionSpec Duration(std::string name, int64_t* target, int64_t least_us, std::string help) {
+  auto set = [target, least_us](std::string_view text) -> absl::Status {
+    ASSIGN_OR_RETURN(const int64_t value, ParseDurationUs(text));
+    if (value < least_us) {
+      return absl::InvalidArgumentError(absl::StrCat(ToAbsl(text), " is too short; at least ",
+                                                     FormatDurationUs(least_us)));
+    }
+    *target = value;
+    return absl::OkStatus();
+  };
+  return {std::move(name), std::move(help), FormatDurationUs(*target), "duration", std::move(set)};
+}
+
+void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
+  table->push_back(Text("model", &o->model, "Model folder (on the command line: the argument)."));
+  table->push_back(Choice("device", &o->device, {"auto", "cpu"}, "Where the model runs."));
+  table->push_back(Choice("dtype", &o->dtype, {"auto", "f32", "bf16"},
+                          "Number format of weights and products; auto: as the checkpoint."));
+  table->push_back(Integer("slots", &o->slots, 0, 1 << 20,
+                           "Sequences that run at once; 0: as many as the memory holds."));
+  table->push_back(Integer("kv-pages", &o->kv_pages, 0, kMaxInt32,
+                           "Pages of keys and values; 0: as many as the memory holds."));
+  table->push_back(Bytes("memory", &o->memory_bytes, 0, int64_t{1} << 50,
+                         "Memory for state and pages together; 0: a share of what is free."));
+  table->push_back(Integer("page-tokens", &o->page_tokens, 1, 4096, "Tokens in one page."));
+  table->push_back(Integer("max-position", &o->max_position, 0, kMaxInt32,
+                           "Longest sequence in tokens, prompt and answer; 0: the model's own."));
+  table->push_back(Integer("threads", &o->threads, 0, 1024,
+                           "Threads that compute; 0: all usable cores."));
+}
+
+void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
+  table->push_back(Integer("step-tokens", &o->step_tokens, 1, 1 << 20,
+                           "Tokens in one step, prefill and decode together."));
+  table->push_back(Integer("step-sequences", &o->step_sequences, 1, 1 << 16,
+                           "Sequences in one step."));
+  table->push_back(Integer("prefill-chunk", &o->prefill_chunk_tokens, 0, 1 << 20,
+                           "Longest piece of one prompt in a step, in tokens; 0: step-tokens."));
+  table->push_back(Duration("target-inter-token", &o->target_inter_token_us, 0,
+                            "Time between tokens that prefill must leave room for; 0: none."));
+  table->push_back(Integer("max-queued-requests", &o->max_queued_requests, 1, 1 << 20,
+                           "Requests that may wait; more are refused."));
+  table->push_back(Integer("max-queued-tokens", &o->max_queued_tokens, 1, int64_t{1} << 40,
+                           "Prompt tokens that may wait, all requests together."));
+  table->push_back(Integer("max-choices", &o->max_choices, 1, 1024, "Largest n of a request."));
+}
+
+void AddCallOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
+  table->push_back(Integer("default-max-tokens", &o->default_max_tokens, 1, kMaxInt32,
+                           "Tokens of an answer when the request does not say."));
+  table->push_back(Integer("max-logprobs", &o->max_logprobs, 0, 1000,
+                           "Most log probabilities per token."));
+  table->push_back(Integer("max-stop-strings", &o->max_stop_strings, 0, 1024,
+                           "Most stop strings of a request."));
+  table->push_back(Integer("max-logit-bias", &o->max_logit_bias, 0, 1 << 20,
+                           "Most logit biases of a request."));
+  table->push_back(Duration("max-deadline", &o->max_deadline_us, 0,
+                            "Longest that a call may take; 0: as long as its own deadline."));
+  table->push_back(Bytes("max-request-bytes", &o->max_request_bytes, 1024, 1 << 30,
+                         "Largest request message."));
+  table->push_back(Integer("stream-buffer-tokens", &o->stream_buffer_tokens, 16, 1 << 24,
+                           "Tokens that may wait for a slow reader before its call is ended."));
+  table->push_back(Duration("slow-reader-time", &o->slow_reader_us, 10'000,
+                            "How long an ended call waits for its reader to take the rest."));
+  table->push_back(Integer("text-threads", &o->text_threads, 1, 256,
+                           "Threads for templates and tokenizing."));
+  table->push_back(Integer("max-waiting-texts", &o->max_waiting_texts, 1, 1 << 20,
+                           "Calls that may wait for those threads; more are refused."));
+}
+
+void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
+  table->push_back(Text("grpc", &o->grpc, "gRPC address, host:port; port 0: any free one."));
+  table->push_back(Text("metrics", &o->metrics,
+                        "Address of /metrics, host:port; port 0: any free one; \"\": none."));
+  table->push_back(Text("ready-file", &o->ready_file,
+                        "File to write once ready: JSON with the addresses and the pid."));
+  table->push_back(Choice("log-level", &o->log_level, {"debug", "info", "warning", "error"},
+                          "Log lines below it are dropped."));
+  table->push_back(Bool("reflection", &o->reflection, "Answer gRPC server reflection."));
+  table->push_back(Duration("keepalive", &o->keepalive_us, 1'000'000,
+                            "Idle time after which a connection is pinged."));
+  table->push_back(Duration("keepalive-timeout", &o->keepalive_timeout_us, 100'000,
+                            "Time without an answer after which it is closed."));
+  table->push_back(Duration("min-ping-interval", &o->min_ping_interval_us, 0,
+                            "Clients that ping more often than this are disconnected."));
+  table->push_back(Duration("drain-time", &o->drain_us, 0,
+                            "What runs may go on this long after SIGTERM."));
+}
+
+absl::Status CheckAddress(std::string_view name, const std::string& address) {
+  const size_t colon = address.rfind(':');
+  int port = -1;
+  if (colon == std::string::npos || colon == 0 ||
+      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat(ToAbsl(name), ": \"", address,
+                     "\" is no address; write host:port, such as 127.0.0.1:50051 or [::]:50051"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::vector<OptionSpec> OptionTable(ServerOptions* options) {
+  std::vector<OptionSpec> table;
+  AddProcessOptions(options, &table);
+  AddModelOptions(options, &table);
+  AddSchedulingOptions(options, &table);
+  AddCallOptions(options, &table);
+  return table;
+}
+
+absl::Status CheckOptions(const ServerOptions& options) {
+  RETURN_IF_ERROR(CheckAddress("grpc", options.grpc));
+  if (!options.metrics.empty()) RETURN_IF_ERROR(CheckAddress("metrics", options.metrics));
+  if (options.memory_bytes > 0 && options.slots > 0 && options.kv_pages > 0) {
+    return absl::InvalidArgumentError(
+        "memory: slots and kv-pages already say how much memory is used; leave one of the three out");
+  }
+  if (options.prefill_chunk_tokens > options.step_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("prefill-chunk: ", options.prefill_chunk_tokens, " is more than step-tokens, ",
+                     options.step_tokens, ": such a piece never fits in a step"));
+  }
+  if (options.step_sequences > options.step_tokens) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("step-sequences: ", options.step_sequences, " is more than step-tokens, ",
+                     options.step_tokens, ": each sequence takes at least one token"));
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<int64_t> ParseDurationUs(std::string_view text) {
+  std::string compact(text);
+  compact.erase(std::remove(compact.begin(), compact.end(), ' '), compact.end());
+  absl::Duration duration;
+  if (!absl::ParseDuration(compact, &duration)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", ToAbsl(text), "\" is no duration; write a number and a unit, such as 30s, "
+                     "250ms or 5m"));
+  }
+  if (duration < absl::ZeroDuration() || duration > absl::Hours(24 * 366)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("\"", ToAbsl(text), "\" is out of range; allowed: 0 to 8784h"));
+  }
+  return absl::ToInt64Microseconds(duration);
+}
+
+std::string FormatDurationUs(int64_t us) {
+  if (us == 0) return "0";
+  if (us % 60'000'000 == 0) return absl::StrCat(us / 60'000'000, "m");
+  if (us % 1'000'000 == 0) return absl::StrCat(us / 1'000'000, "s");
+  if (us % 1000 == 0) return absl::StrCat(us / 1000, "ms");
+  return absl::StrCat(us, "us");
+}
+
+}  // namespace weir::server

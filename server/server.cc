@@ -1,0 +1,166 @@
+#include "server/server.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/service_type.h>
+
+#include <algorithm>
+#include <chrono>
+#include <random>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "core/clock.h"
+#include "core/log.h"
+#include "metrics/registry.h"
+#include "scheduler/scheduler.h"
+#include "server/listen.h"
+#include "server/options.h"
+#include "server/served_model.h"
+#include "server/server_metrics.h"
+#include "server/service_context.h"
+#include "server/services.h"
+#include "server/work_pool.h"
+
+namespace weir::server {
+namespace {
+
+// How long a drained server waits for readers to take the ends of their streams.
+constexpr std::chrono::milliseconds kLastWrites{2000};
+
+int ToMs(int64_t us) { return static_cast<int>(std::min<int64_t>(us / 1000, 1 << 30)); }
+
+void SetChannelOptions(const ServerOptions& options, grpc::ServerBuilder* builder) {
+  builder->SetMaxReceiveMessageSize(static_cast<int>(options.max_request_bytes));
+  // Two servers on one port would share its calls between them.
+  builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, ToMs(options.keepalive_us));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, ToMs(options.keepalive_timeout_us));
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS,
+                              ToMs(options.min_ping_interval_us));
+  builder->AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  // A write is done when the connection took it: what a slow reader leaves lies in our own bounded
+  // buffer, not in gRPC's.
+  builder->AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 4096);
+}
+
+}  // namespace
+
+struct Server::Impl {
+  ServiceContext context;
+  scheduler::Scheduler* scheduler = nullptr;
+  std::unique_ptr<ServerMetrics> metrics;
+  std::unique_ptr<WorkPool> text_pool;
+  std::unique_ptr<WorkPool> delivery_pool;
+  std::vector<std::unique_ptr<grpc::Service>> services;
+  std::string address;
+  std::unique_ptr<grpc::Server> server;
+
+  void FillContext(const ServerOptions& options, const ServedModel* model, const Clock* clock);
+  absl::Status Build(const ServerOptions& options);
+};
+
+void Server::Impl::FillContext(const ServerOptions& options, const ServedModel* model,
+                               const Clock* clock) {
+  context.model = model;
+  context.scheduler = scheduler;
+  context.clock = clock;
+  context.metrics = metrics.get();
+  context.text_pool = text_pool.get();
+  context.delivery_pool = delivery_pool.get();
+  context.limits.max_choices = static_cast<int32_t>(
+      std::min<int64_t>(options.max_choices, std::max(1, model->limits.cache.slots)));
+  context.limits.default_max_tokens = static_cast<int32_t>(options.default_max_tokens);
+  context.limits.max_logprobs = static_cast<int32_t>(options.max_logprobs);
+  context.limits.max_stop_strings = static_cast<int32_t>(options.max_stop_strings);
+  context.limits.max_logit_bias = static_cast<int32_t>(options.max_logit_bias);
+  context.stream_buffer_tokens = static_cast<int32_t>(options.stream_buffer_tokens);
+  context.slow_reader_us = options.slow_reader_us;
+  context.max_deadline_us = options.max_deadline_us;
+  context.drain_us = options.drain_us;
+  context.max_request_bytes = options.max_request_bytes;
+  context.max_queued_requests = static_cast<int32_t>(options.max_queued_requests);
+  context.max_queued_tokens = options.max_queued_tokens;
+  std::random_device random;
+  context.seed = uint64_t{random()} << 32 | random();
+  context.ready_us = clock->NowUs();
+}
+
+absl::Status Server::Impl::Build(const ServerOptions& options) {
+  services.push_back(MakeGenerationService(&context));
+  services.push_back(MakeTokenizerService(&context));
+  services.push_back(MakeModelService(&context));
+
+  grpc::EnableDefaultHealthCheckService(true);
+  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  SetChannelOptions(options, &builder);
+  for (const auto& service : services) builder.RegisterService(service.get());
+  int port = 0;
+  if (!options.grpc.empty()) {
+    RETURN_IF_ERROR(CheckCanListen("gRPC", options.grpc));
+    builder.AddListeningPort(options.grpc, grpc::InsecureServerCredentials(), &port);
+  }
+  server = builder.BuildAndStart();
+  if (server == nullptr || (!options.grpc.empty() && port <= 0)) {
+    return absl::UnavailableError(absl::StrCat("cannot serve gRPC on ", options.grpc));
+  }
+  if (!options.grpc.empty()) address = WithPort(options.grpc, port);
+  if (grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService()) {
+    health->SetServingStatus("weir.v1.GenerationService", true);
+    health->SetServingStatus("weir.v1.TokenizerService", true);
+    health->SetServingStatus("weir.v1.ModelService", true);
+  }
+  return absl::OkStatus();
+}
+
+absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& options,
+                                                      const ServedModel* model,
+                                                      scheduler::Scheduler* scheduler,
+                                                      const Clock* clock,
+                                                      metrics::Registry* registry) {
+  auto impl = std::make_unique<Impl>();
+  impl->scheduler = scheduler;
+  impl->metrics = std::make_unique<ServerMetrics>(*model, registry);
+  impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
+                                               static_cast<size_t>(options.max_waiting_texts));
+  impl->delivery_pool = std::make_unique<WorkPool>(1, 0);
+  impl->FillContext(options, model, clock);
+  RETURN_IF_ERROR(impl->Build(options));
+  return std::unique_ptr<Server>(new Server(std::move(impl)));
+}
+
+Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+Server::~Server() {
+  // Whatever still runs ends now; then gRPC can wait for its calls.
+  impl_->context.draining = true;
+  impl_->scheduler->Drain(impl_->context.clock->NowUs());
+  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastWrites);
+  impl_->server->Wait();
+}
+
+const std::string& Server::address() const { return impl_->address; }
+
+std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
+  grpc::ChannelArguments arguments;
+  arguments.SetMaxReceiveMessageSize(-1);
+  return impl_->server->InProcessChannel(arguments);
+}
+
+void Server::Drain(int64_t drain_us) {
+  if (grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService()) {
+    health->SetServingStatus(false);
+  }
+  impl_->context.draining = true;
+  LogInfo("draining: ", impl_->context.open_streams.load(), " open streams, at most ",
+          FormatDurationUs(drain_us));
+  impl_->scheduler->Drain(impl_->context.clock->NowUs() + drain_us);
+  impl_->scheduler->WaitIdle();
+  // Closes the port and waits until every stream has got its end, but not for ever.
+  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastWrites);
+  impl_->server->Wait();
+}
+
+}  // namespace weir::server

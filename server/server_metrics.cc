@@ -1,0 +1,64 @@
+#include "server/server_metrics.h"
+
+#include <string>
+
+#include "metrics/registry.h"
+#include "server/served_model.h"
+
+namespace weir::server {
+namespace {
+
+constexpr const char* kMethodNames[kNumMethods] = {"Generate", "Tokenize", "Detokenize", "GetModel",
+                                                   "GetServerInfo"};
+
+void AddConstants(const ServedModel& model, metrics::Registry* registry) {
+  registry
+      ->AddGauge("weir_build_info", "Always 1; the labels say which build runs.",
+                 {{"version", WEIR_VERSION}, {"compiler", __VERSION__}})
+      ->Set(1);
+  registry
+      ->AddGauge("weir_model_info", "Always 1; the labels say what is served.",
+                 {{"name", model.name}, {"family", model.family}, {"dtype", model.compute_dtype}})
+      ->Set(1);
+  const auto memory = [&](const char* kind, double bytes) {
+    registry
+        ->AddGauge("weir_memory_bytes", "Memory set aside at start, in bytes, by what it is for.",
+                   {{"kind", kind}})
+        ->Set(bytes);
+  };
+  memory("weights", static_cast<double>(model.weight_bytes));
+  memory("workspace", static_cast<double>(model.workspace_bytes));
+  const auto& limits = model.limits;
+  memory("state", static_cast<double>(limits.cache.slots) * static_cast<double>(limits.layout.slot_bytes));
+  memory("kv", static_cast<double>(limits.cache.pages) * static_cast<double>(limits.layout.page_bytes));
+}
+
+}  // namespace
+
+ServerMetrics::ServerMetrics(const ServedModel& model, metrics::Registry* registry) {
+  for (int method = 0; method < kNumMethods; ++method) {
+    for (int code = 0; code < kNumCodes; ++code) {
+      calls_[method][code] = registry->AddCounter(
+          "weir_grpc_calls_total", "Ended gRPC calls, by method and status code.",
+          {{"method", kMethodNames[method]},
+           {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+    }
+  }
+  open_streams =
+      registry->AddGauge("weir_open_streams", "Generate calls that are not yet answered in full.");
+  text_seconds = registry->AddHistogram(
+      "weir_text_seconds", "Time to render and tokenize one prompt, in seconds.",
+      {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3});
+  text_wait_seconds = registry->AddHistogram(
+      "weir_text_wait_seconds", "Time that a prompt waited for a text thread, in seconds.",
+      {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3});
+  AddConstants(model, registry);
+}
+
+void ServerMetrics::CallEnded(Method method, absl::StatusCode code) {
+  int index = static_cast<int>(code);
+  if (index < 0 || index >= kNumCodes) index = static_cast<int>(absl::StatusCode::kUnknown);
+  calls_[static_cast<size_t>(method)][static_cast<size_t>(index)]->Increment();
+}
+
+}  // namespace weir::server
