@@ -44,6 +44,7 @@ absl::Status Mailbox::Submit(Request request, int64_t now_us, Refusal* refusal) 
     }
     ++queued_requests_;
     queued_tokens_ += tokens;
+    if (alive_.empty()) busy_since_us_ = now_us;
     alive_.emplace(request.id, request.num_choices);
     mail_.arrivals.push_back({std::move(request), now_us});
     changed_ = true;
@@ -101,6 +102,7 @@ SchedulerStats Mailbox::stats() const {
   std::lock_guard<std::mutex> lock(mutex_);
   SchedulerStats stats = stats_;
   stats.queued_requests = queued_requests_;
+  stats.busy_since_us = alive_.empty() ? 0 : busy_since_us_;
   return stats;
 }
 

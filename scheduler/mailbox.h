@@ -62,7 +62,7 @@ class Mailbox {
   void LeftQueue(int64_t prompt_tokens, int64_t now_us);
   // Engine thread. The request has ended and holds no memory: its id is forgotten.
   void Gone(RequestId id);
-  // Engine thread. All but queued_requests, which the mailbox counts itself.
+  // Engine thread. All but queued_requests and busy_since_us, which the mailbox knows itself.
   void Publish(const SchedulerStats& stats);
   int64_t queued_tokens() const;
   bool stopping() const;
@@ -81,6 +81,7 @@ class Mailbox {
   std::unordered_map<RequestId, int32_t> alive_;  // choices of each
   int32_t queued_requests_ = 0;
   int64_t queued_tokens_ = 0;
+  int64_t busy_since_us_ = 0;  // valid while something is alive
   RetryHint retry_hint_;
   SchedulerStats stats_;
 };

@@ -36,6 +36,9 @@ struct SchedulerStats {
   int32_t pages_used = 0, pages_total = 0;
   int64_t steps = 0;
   int64_t last_step_us = 0;  // clock time at which the last step was committed
+  // Since when there has been something queued or running; 0: idle. Busy, with neither this nor
+  // last_step_us recent, is a stuck engine.
+  int64_t busy_since_us = 0;
 };
 
 class Scheduler {
