@@ -63,5 +63,8 @@ void AddSkip(TensorView xs, TensorView d, TensorView out, Stream stream);
 // sum over K + eps.
 void EluPlusOne(TensorView x, Stream stream);
 void DivideBySum(TensorView x, float eps, Stream stream);
+// out[t, h, :] = x[t, h, :V] / (x[t, h, V] + eps). x [rows, heads, V + 1], out [rows, heads, V], not the
+// same memory: the normaliser of linear attention, read as one more column of the state.
+void DivideByLast(TensorView x, float eps, TensorView out, Stream stream);
 
 }  // namespace weir::kernels

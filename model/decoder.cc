@@ -1,0 +1,141 @@
+#include "model/decoder.h"
+
+#include <utility>
+
+#include "core/thread_pool.h"
+#include "kernels/norm.h"
+#include "kernels/pointwise.h"
+
+namespace weir::model {
+
+void Decoder::Forward(const StepContext& step, TensorView ids, TensorView h) const {
+  Scratch::Scope scope(step.scratch);
+  const Stream stream = step.stream;
+  TensorView x = step.scratch.Floats(h.size(0), h.size(1));
+  TensorView block = step.scratch.Floats(h.size(0), h.size(1));
+  Embed(ids, h, stream);
+
+  // What the last block computed is added to h together with the next norm.
+  TensorView delta;
+  for (const Layer& layer : layers_) {
+    layer.mixer_norm.AddAndNorm(h, delta, residual_multiplier_, x, stream);
+    if (layer.routed) {
+      layer.routed->Forward(step, layer.mixers, x, residual_multiplier_, h);
+      delta = TensorView();
+    } else {
+      for (size_t m = 0; m < layer.mixers.size(); ++m) {
+        if (m > 0) kernels::AddScaled(h, block, residual_multiplier_, stream);
+        layer.mixers[m]->Forward(step, x, block);
+      }
+      delta = block;
+    }
+    if (layer.feed_forward) {
+      layer.mlp_norm->AddAndNorm(h, delta, residual_multiplier_, x, stream);
+      layer.feed_forward->Forward(step, x, block);
+      delta = block;
+    }
+  }
+  if (delta.defined()) kernels::AddScaled(h, delta, residual_multiplier_, stream);
+}
+
+void Decoder::Logits(const StepContext& step, TensorView h, TensorView rows,
+                     TensorView logits) const {
+  Scratch::Scope scope(step.scratch);
+  TensorView picked = step.scratch.Floats(rows.size(0), h.size(1));
+  TensorView x = step.scratch.Floats(rows.size(0), h.size(1));
+  kernels::GatherRows(h, rows, picked, step.stream);
+  norm_.AddAndNorm(picked, {}, 1.0f, x, step.stream);
+  kernels::MatMul(x, head_, {}, logits, step.stream);
+}
+
+void Decoder::Embed(TensorView ids, TensorView h, Stream stream) const {
+  if (embeddings_.view.defined()) {
+    kernels::EmbeddingLookup(embeddings_.view, ids, embedding_multiplier_, h, stream);
+    return;
+  }
+  stream.pool->ParallelRanges(ids.size(0), 4, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) head_.UnpackRow(ids.data<int32_t>()[t], h.row<float>(t));
+  });
+  if (embedding_multiplier_ != 1.0f) {
+    kernels::AddScaled(h, h, embedding_multiplier_ - 1.0f, stream);
+  }
+}
+
+absl::StatusOr<BlockNorm> BlockNorm::Make(const ModelDescription& model, const std::string& name,
+                                          float gain, WeightReader& weights) {
+  const auto load = [&](const std::string& tensor) -> absl::StatusOr<FloatVector> {
+    ASSIGN_OR_RETURN(std::vector<float> values, weights.Values(tensor));
+    for (float& value : values) value *= gain;
+    return FloatVector::From(values);
+  };
+  BlockNorm norm;
+  norm.kind_ = model.norm;
+  norm.eps_ = model.norm_eps;
+  ASSIGN_OR_RETURN(norm.weight_, load(name + ".weight"));
+  if (norm.kind_ == NormKind::kLayer) {
+    ASSIGN_OR_RETURN(norm.bias_, load(name + ".bias"));
+  }
+  return norm;
+}
+
+void BlockNorm::AddAndNorm(TensorView h, TensorView delta, float scale, TensorView out,
+                           Stream stream) const {
+  if (kind_ == NormKind::kRms) {
+    kernels::AddRmsNorm({h, delta, scale, weight_.view(), eps_, out}, stream);
+    return;
+  }
+  if (delta.defined()) kernels::AddScaled(h, delta, scale, stream);
+  kernels::LayerNorm({h, weight_.view(), bias_.view(), eps_, out}, stream);
+}
+
+absl::Status Decoder::LoadLayer(const ModelDescription& model, const MemoryPlan& plan, int index,
+                                WeightReader& weights) {
+  const LayerDescription& from = model.layers[static_cast<size_t>(index)];
+  const LayerPlan& place = plan.layers[static_cast<size_t>(index)];
+  const std::string prefix = LayerPrefix(index);
+  Layer layer;
+  ASSIGN_OR_RETURN(layer.mixer_norm, BlockNorm::Make(model, prefix + "mixer_norm", 1.0f, weights));
+  for (size_t m = 0; m < from.mixers.size(); ++m) {
+    MixerPlace at;
+    at.prefix = MixerPrefix(index, static_cast<int>(m));
+    at.hidden = model.hidden_size;
+    at.slot_offset = place.mixers[m].slot;
+    at.page_offset = place.mixers[m].page;
+    ASSIGN_OR_RETURN(auto mixer, MakeMixer(from.mixers[m], at, weights));
+    layer.mixers.push_back(std::move(mixer));
+  }
+  if (from.join == LayerDescription::Join::kRouted) {
+    ASSIGN_OR_RETURN(layer.routed, RoutedMixers::Make(from, place, index, weights));
+  }
+  if (from.feed_forward) {
+    ASSIGN_OR_RETURN(layer.mlp_norm, BlockNorm::Make(model, prefix + "mlp_norm", 1.0f, weights));
+    ASSIGN_OR_RETURN(layer.feed_forward,
+                     FeedForward::Make(*from.feed_forward, prefix + "mlp.", weights));
+  }
+  layers_.push_back(std::move(layer));
+  return absl::OkStatus();
+}
+
+absl::StatusOr<Decoder> Decoder::Load(const ModelDescription& model, const MemoryPlan& plan,
+                                      WeightReader& weights) {
+  Decoder decoder;
+  decoder.embedding_multiplier_ = model.embedding_multiplier;
+  decoder.residual_multiplier_ = model.residual_multiplier;
+  if (model.tied_head) {
+    ASSIGN_OR_RETURN(decoder.head_, weights.Matrix("", {"embeddings.weight"}));
+  } else {
+    ASSIGN_OR_RETURN(decoder.embeddings_, weights.EmbeddingTable("embeddings.weight"));
+  }
+  for (int n = 0; n < static_cast<int>(model.layers.size()); ++n) {
+    RETURN_IF_ERROR(decoder.LoadLayer(model, plan, n, weights));
+  }
+  // logits * multiplier = (norm(h) * multiplier) @ head^T
+  ASSIGN_OR_RETURN(decoder.norm_, BlockNorm::Make(model, "norm", model.logits_multiplier, weights));
+  if (!model.tied_head) {
+    ASSIGN_OR_RETURN(decoder.head_, weights.Matrix("", {"lm_head.weight"}));
+  }
+  decoder.weight_bytes_ = weights.bytes_kept();
+  return decoder;
+}
+
+}  // namespace weir::model

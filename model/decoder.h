@@ -1,0 +1,75 @@
+// The forward pass: from token ids to hidden states, and from hidden states to logits.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <vector>
+
+#include "core/status.h"
+#include "core/tensor.h"
+#include "kernels/matmul.h"
+#include "model/batch.h"
+#include "model/description.h"
+#include "model/feed_forward.h"
+#include "model/mixers/mixer.h"
+#include "model/plan.h"
+#include "model/routed.h"
+#include "model/weights.h"
+
+namespace weir::model {
+
+// A norm between blocks.
+class BlockNorm {
+ public:
+  // `gain` multiplies the output.
+  static absl::StatusOr<BlockNorm> Make(const ModelDescription& model, const std::string& name,
+                                        float gain, WeightReader& weights);
+  // h += scale * delta (undefined: nothing); out = norm(h). All [rows, D].
+  void AddAndNorm(TensorView h, TensorView delta, float scale, TensorView out, Stream stream) const;
+
+ private:
+  NormKind kind_ = NormKind::kRms;
+  float eps_ = 1e-6f;
+  FloatVector weight_, bias_;
+};
+
+class Decoder {
+ public:
+  static absl::StatusOr<Decoder> Load(const ModelDescription& model, const MemoryPlan& plan,
+                                      WeightReader& weights);
+
+  // Floats per token that Forward takes of the scratch, beside what layers take.
+  static int64_t OwnScratchFloats(const ModelDescription& model) { return 2 * model.hidden_size; }
+
+  // h [tokens, D]: the residual stream after the last layer. ids [tokens] i32. Advances the states of
+  // the batch's slots.
+  void Forward(const StepContext& step, TensorView ids, TensorView h) const;
+
+  // logits [n, vocab] of the rows `rows` [n] i32 of h. Takes 2 * n * D floats of scratch.
+  void Logits(const StepContext& step, TensorView h, TensorView rows, TensorView logits) const;
+
+  int64_t weight_bytes() const { return weight_bytes_; }
+
+ private:
+  struct Layer {
+    BlockNorm mixer_norm;
+    std::vector<std::unique_ptr<Mixer>> mixers;
+    std::optional<RoutedMixers> routed;
+    std::optional<BlockNorm> mlp_norm;
+    std::optional<FeedForward> feed_forward;
+  };
+
+  absl::Status LoadLayer(const ModelDescription& model, const MemoryPlan& plan, int index,
+                         WeightReader& weights);
+  void Embed(TensorView ids, TensorView h, Stream stream) const;
+
+  float embedding_multiplier_ = 1.0f, residual_multiplier_ = 1.0f;
+  WeightReader::Table embeddings_;  // undefined when the head is tied: its rows are looked up
+  std::vector<Layer> layers_;
+  BlockNorm norm_;
+  kernels::PackedMatrix head_;
+  int64_t weight_bytes_ = 0;
+};
+
+}  // namespace weir::model
