@@ -93,22 +93,29 @@ def check_includes(path: str, lines: list[str]) -> list[str]:
 
 
 def long_functions(lines: list[str]) -> list[tuple[int, int]]:
-    """(first line, length) of every function body past the limit: a line that opens a brace at column 0
-    context or one level of indentation and its matching close, found by indentation (clang-format)."""
+    """(first line, length) of every function past the limit. As clang-format lays it out: a signature
+    that begins in column 0, its opening brace at the end of that line or of a continuation, and the
+    closing brace in column 0."""
+    not_a_function = re.compile(
+        r"^(namespace|class|struct|enum|union|extern|using|typedef|#|//|const(expr)?\b.*=|static const|inline constexpr)"
+    )
     found = []
-    start = None
+    signature = body = None
     for number, line in enumerate(lines, 1):
-        if start is None and re.match(r"^[A-Za-z_~].*\{\s*$", line) and not re.match(
-            r"^(namespace|class|struct|enum|union|extern|template|constexpr|const|static const|inline constexpr)\b", line
-        ):
-            start = number
-        elif start is None and re.match(r"^ {4}\S.*\) (const |override |final |noexcept )*\{\s*$", line):
-            # the last line of a wrapped signature at column 0
-            start = number
-        elif start is not None and re.match(r"^\}", line):
-            if number - start + 1 > MAX_FUNCTION_LINES:
-                found.append((start, number - start + 1))
-            start = None
+        if body is not None:
+            if line.startswith("}"):
+                if number - body + 1 > MAX_FUNCTION_LINES:
+                    found.append((body, number - body + 1))
+                body = None
+            continue
+        if re.match(r"^[A-Za-z_~]", line) and not not_a_function.match(line):
+            signature = number
+        elif signature is not None and not line.startswith("    "):
+            signature = None
+        if signature is not None and line.endswith("{") and ")" in "".join(lines[signature - 1 : number]):
+            body, signature = signature, None
+        elif signature is not None and line.endswith((";", "}")):
+            signature = None
     return found
 
 
