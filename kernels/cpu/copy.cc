@@ -9,7 +9,8 @@
 
 namespace weir::kernels {
 
-void CopyBlocks(void* base, int64_t block_bytes, absl::Span<const BlockCopy> copies, Stream stream) {
+void CopyBlocks(void* base, int64_t block_bytes, absl::Span<const BlockCopy> copies,
+                Stream stream) {
   constexpr int64_t kMinBytes = 256 << 10;  // per thread: less is not worth waking one
   char* pool = static_cast<char*>(base);
   for (const BlockCopy& copy : copies) {

@@ -48,7 +48,8 @@ void RunTasks(const PanelProduct& product, const PanelKernel& kernel, Stream str
   const int64_t min_panels =
       std::min(kTaskWeightBytes / panel_bytes, kTaskMacs / panel_macs) / group * group + group;
   const int64_t wanted = threads == 1 ? row_blocks : std::max<int64_t>(row_blocks, 8 * threads);
-  const int64_t ranges = std::clamp<int64_t>(wanted / row_blocks, 1, std::max<int64_t>(1, panels / min_panels));
+  const int64_t ranges =
+      std::clamp<int64_t>(wanted / row_blocks, 1, std::max<int64_t>(1, panels / min_panels));
   stream.pool->ParallelFor(row_blocks * ranges, [&](int64_t task) {
     const int64_t block = task / ranges, range = task % ranges;
     PanelProduct part = product;
@@ -78,7 +79,8 @@ const PanelKernel& FindPanelKernel(bool bf16) {
   return bf16 ? kPanelsBf16Plain : kPanelsF32Plain;
 }
 
-void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream) {
+void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y,
+            Stream stream) {
   const int64_t rows = x.size(0);
   WEIR_CHECK(weight.defined() && x.rank() == 2 && x.size(1) == weight.in()) << x.ToString();
   WEIR_CHECK(y.rank() == 2 && y.size(0) == rows && y.size(1) == weight.out()) << y.ToString();
@@ -89,7 +91,8 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
   PanelProduct product;
   product.depth = bf16 ? (weight.in() + 1) / 2 : weight.in();
   product.rows = rows;
-  product.tiles = CountTiles(rows, kernel.tallest_tile);
+  product.tiles =
+      CountTiles(rows, rows <= kernel.tallest_single ? kernel.tallest_single : kernel.tallest_tile);
   product.w = static_cast<const char*>(weight.raw());
   product.out = weight.out();
   product.bias = bias.defined() ? bias.data<float>() : nullptr;

@@ -14,8 +14,10 @@ struct OpsF32 {
   using Input = __m256;
   static constexpr int kElementBytes = 4;
   static constexpr int kTallest = 6;
-  static constexpr int64_t kDepthBlock = 512;
-  static constexpr int64_t kPrefetchBytes = 2048;
+  static constexpr int64_t kDepthBlock = 2048;
+  static constexpr int64_t PrefetchBytes(int rows) {
+    return rows <= 2 ? 1024 : rows <= 8 ? 2048 : rows <= 14 ? 8192 : 12288;
+  }
   static constexpr int Group(int rows) { return rows <= 1 ? 4 : rows <= 3 ? 2 : 1; }
   static WEIR_INLINE Acc Zero() { return {_mm256_setzero_ps(), _mm256_setzero_ps()}; }
   static WEIR_INLINE Acc LoadAcc(const float* p, int n) {
@@ -128,10 +130,10 @@ void Interleave(const void* const (&rows)[kPanel], int64_t words, void* panel) {
 }  // namespace
 
 const PanelKernel kPanelsF32Avx2 = {
-    TileElement::kF32,  OpsF32::kElementBytes, OpsF32::kTallest, OpsF32::Group(1),
-    RunProduct<OpsF32>, PackTileF32Plain,      Interleave};
+    TileElement::kF32, OpsF32::kElementBytes, OpsF32::kTallest, 6,
+    OpsF32::Group(1),  RunProduct<OpsF32>,    PackTileF32Plain, Interleave};
 const PanelKernel kPanelsBf16Avx2 = {
-    TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, OpsBf16::Group(1),
-    RunProduct<OpsBf16>,   PackTileF32PairPlain,   Interleave};
+    TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest,    4,
+    OpsBf16::Group(1),     RunProduct<OpsBf16>,    PackTileF32PairPlain, Interleave};
 
 }  // namespace weir::kernels

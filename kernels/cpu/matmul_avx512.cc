@@ -13,8 +13,10 @@ struct OpsF32 {
   using Input = __m512;
   static constexpr int kElementBytes = 4;
   static constexpr int kTallest = 16;
-  static constexpr int64_t kDepthBlock = 512;
-  static constexpr int64_t kPrefetchBytes = 2048;
+  static constexpr int64_t kDepthBlock = 2048;
+  static constexpr int64_t PrefetchBytes(int rows) {
+    return rows <= 2 ? 1024 : rows <= 8 ? 2048 : rows <= 14 ? 8192 : 12288;
+  }
   static constexpr int Group(int rows) {
     return rows <= 6 ? 4 : rows <= 8 ? 3 : rows <= 14 ? 2 : 1;
   }
@@ -93,7 +95,8 @@ void PackTileF32Pair(const float* x, int64_t x_stride, int64_t rows, int64_t in,
   for (int64_t j = 0; j < rows; ++j) {
     for (int64_t i = 0; i < in; i += 16) {
       alignas(64) float rounded[16];
-      _mm512_store_ps(rounded, RoundToBf16(_mm512_maskz_loadu_ps(FirstLanes(in - i), x + j * x_stride + i)));
+      _mm512_store_ps(rounded,
+                      RoundToBf16(_mm512_maskz_loadu_ps(FirstLanes(in - i), x + j * x_stride + i)));
       const int64_t steps = depth - i / 2 < 8 ? depth - i / 2 : 8;
       for (int64_t k = 0; k < steps; ++k) {
         float* pair = out + ((i / 2 + k) * rows + j) * 2;
@@ -113,8 +116,9 @@ void InterleaveAvx512(const void* const (&rows)[kPanel], int64_t words, void* pa
     const int64_t steps = words - i < 16 ? words - i : 16;
     __m512 r[16];
     for (int j = 0; j < 16; ++j) {
-      r[j] = rows[j] != nullptr ? _mm512_maskz_loadu_ps(load, static_cast<const float*>(rows[j]) + i)
-                                : _mm512_setzero_ps();
+      r[j] = rows[j] != nullptr
+                 ? _mm512_maskz_loadu_ps(load, static_cast<const float*>(rows[j]) + i)
+                 : _mm512_setzero_ps();
     }
     Transpose16(r);
     for (int64_t k = 0; k < steps; ++k) _mm512_storeu_ps(out + (i + k) * 16, r[k]);
@@ -122,10 +126,10 @@ void InterleaveAvx512(const void* const (&rows)[kPanel], int64_t words, void* pa
 }
 
 const PanelKernel kPanelsF32Avx512 = {
-    TileElement::kF32,  OpsF32::kElementBytes, OpsF32::kTallest, OpsF32::Group(1),
-    RunProduct<OpsF32>, PackTileF32,           InterleaveAvx512};
+    TileElement::kF32, OpsF32::kElementBytes, OpsF32::kTallest, 12,
+    OpsF32::Group(1),  RunProduct<OpsF32>,    PackTileF32,      InterleaveAvx512};
 const PanelKernel kPanelsBf16Avx512 = {
-    TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, OpsBf16::Group(1),
-    RunProduct<OpsBf16>,   PackTileF32Pair,        InterleaveAvx512};
+    TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, 12,
+    OpsBf16::Group(1),     RunProduct<OpsBf16>,    PackTileF32Pair,   InterleaveAvx512};
 
 }  // namespace weir::kernels

@@ -14,8 +14,10 @@ struct OpsBf16 {
   using Input = __m512bh;
   static constexpr int kElementBytes = 4;
   static constexpr int kTallest = 16;
-  static constexpr int64_t kDepthBlock = 512;
-  static constexpr int64_t kPrefetchBytes = 2048;
+  static constexpr int64_t kDepthBlock = 2048;
+  static constexpr int64_t PrefetchBytes(int rows) {
+    return rows <= 2 ? 1024 : rows <= 8 ? 2048 : rows <= 14 ? 8192 : 12288;
+  }
   // As many sums as 32 registers hold beside the weights of a step and one input; four streams
   // of weights for few rows, which wait for memory and not for registers.
   static constexpr int Group(int rows) {
@@ -29,9 +31,7 @@ struct OpsBf16 {
     _mm512_mask_storeu_ps(p, FirstLanes(n), a);
   }
   static WEIR_INLINE Acc Add(Acc a, Acc b) { return _mm512_add_ps(a, b); }
-  static WEIR_INLINE Weight LoadWeight(const char* p) {
-    return (__m512bh)_mm512_loadu_si512(p);
-  }
+  static WEIR_INLINE Weight LoadWeight(const char* p) { return (__m512bh)_mm512_loadu_si512(p); }
   static WEIR_INLINE Input LoadInput(const char* p) {
     return (__m512bh)_mm512_set1_epi32(*reinterpret_cast<const int*>(p));
   }
@@ -67,7 +67,7 @@ void PackTile(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* 
 }  // namespace
 
 const PanelKernel kPanelsBf16Avx512Bf16 = {
-    TileElement::kBf16Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, OpsBf16::Group(1),
-    RunProduct<OpsBf16>,    PackTile,               InterleaveAvx512};
+    TileElement::kBf16Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, 12,
+    OpsBf16::Group(1),      RunProduct<OpsBf16>,    PackTile,          InterleaveAvx512};
 
 }  // namespace weir::kernels

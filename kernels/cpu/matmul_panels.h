@@ -21,12 +21,15 @@ inline constexpr int kMaxTile = 16;
 
 enum class TileElement : unsigned char { kF32, kBf16Pair, kF32Pair };
 
-// Rows [first, last) of a tile: rows are dealt out evenly to ceil(rows / tallest) tiles.
+// Rows [first, last) of a tile: rows are dealt out evenly to ceil(rows / tallest) tiles. Internal
+// linkage: see the rule for files of an instruction set in CMakeLists.txt.
 struct TileRows {
   int64_t first, last;
 };
-constexpr int64_t CountTiles(int64_t rows, int64_t tallest) { return (rows + tallest - 1) / tallest; }
-constexpr TileRows RowsOfTile(int64_t rows, int64_t tiles, int64_t tile) {
+static constexpr int64_t CountTiles(int64_t rows, int64_t tallest) {
+  return (rows + tallest - 1) / tallest;
+}
+static constexpr TileRows RowsOfTile(int64_t rows, int64_t tiles, int64_t tile) {
   return {rows * tile / tiles, rows * (tile + 1) / tiles};
 }
 
@@ -49,11 +52,13 @@ struct PanelProduct {
 struct PanelKernel {
   TileElement element = TileElement::kF32;
   int element_bytes = 4;
-  int tallest_tile = 1;
-  int group = 1;  // panels per inner loop of the tallest tile: tasks are multiples of it
+  int tallest_single = 1;  // tallest tile when it is the only one: weights pass once
+  int tallest_tile = 1;    // and when there are several
+  int group = 1;           // panels per inner loop of the tallest tile: tasks are multiples of it
   void (*product)(const PanelProduct& p) = nullptr;
   // Interleaves `rows` rows of x [rows, in] into one tile.
-  void (*pack_tile)(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* tile) = nullptr;
+  void (*pack_tile)(const float* x, int64_t x_stride, int64_t rows, int64_t in,
+                    void* tile) = nullptr;
   // 16 rows of bf16 or f32 words (32 bits each) into one panel; null rows are zeros.
   void (*interleave)(const void* const (&rows)[kPanel], int64_t words, void* panel) = nullptr;
 };

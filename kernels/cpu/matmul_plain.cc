@@ -1,4 +1,5 @@
-// Matrix products in portable code, and the packing of tiles and panels that they share with others.
+// Matrix products in portable code, and the packing of tiles and panels that they share with
+// others.
 #include <bit>
 #include <cstring>
 
@@ -77,8 +78,9 @@ void PackTileF32PairPlain(const float* x, int64_t x_stride, int64_t rows, int64_
   }
 }
 
-const PanelKernel kPanelsF32Plain = {TileElement::kF32, 4, 1, 1, ProductF32, PackTileF32Plain, Interleave};
-const PanelKernel kPanelsBf16Plain = {TileElement::kF32Pair, 8, 1, 1, ProductBf16, PackTileF32PairPlain,
-                                      Interleave};
+const PanelKernel kPanelsF32Plain = {TileElement::kF32, 4,         1, 1, 1, ProductF32,
+                                     PackTileF32Plain,  Interleave};
+const PanelKernel kPanelsBf16Plain = {TileElement::kF32Pair, 8,         1, 1, 1, ProductBf16,
+                                      PackTileF32PairPlain,  Interleave};
 
 }  // namespace weir::kernels

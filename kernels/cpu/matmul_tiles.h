@@ -1,5 +1,5 @@
-// The blocked product over packed tiles and panels, written once over the vector operations `Ops` of
-// an instruction set. Included by the files of each set; everything is local to the includer.
+// The blocked product over packed tiles and panels, written once over the vector operations `Ops`
+// of an instruction set. Included by the files of each set; everything is local to the includer.
 //
 //   Ops::Acc                     sums of 16 neighbouring outputs
 //   Ops::Weight                  one depth step of a panel, 64 bytes
@@ -9,6 +9,8 @@
 //   kElementBytes                bytes of an input element
 //   kTallest                     tallest tile
 //   Group(rows)                  panels that a tile of that height works on at once
+//   PrefetchBytes(rows)          how far ahead in each panel weights are asked for
+//   kDepthBlock                  steps of two panels that leave room in half a second-level cache
 #pragma once
 
 #include "kernels/cpu/matmul_panels.h"
@@ -25,10 +27,10 @@ struct TileArgs {
   int64_t depth;        // steps of this call
   float* y;             // first row, first column
   int64_t y_stride;
-  int last_lanes;      // of the last panel of the group
-  bool resume;         // start from the sums in y
-  const float* bias;   // at the first column, or null
-  int64_t prefetch;    // bytes ahead, 0: none
+  int last_lanes;     // of the last panel of the group
+  bool resume;        // start from the sums in y
+  const float* bias;  // at the first column, or null
+  int64_t prefetch;   // bytes ahead, 0: none
 };
 
 template <typename Ops, int R, int P>
@@ -39,7 +41,8 @@ void RunTile(const TileArgs& a) {
     for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 16
       for (int p = 0; p < P; ++p) {
-        acc[r][p] = Ops::LoadAcc(a.y + r * a.y_stride + p * kPanel, p == P - 1 ? a.last_lanes : kPanel);
+        acc[r][p] =
+            Ops::LoadAcc(a.y + r * a.y_stride + p * kPanel, p == P - 1 ? a.last_lanes : kPanel);
       }
     }
   } else {
@@ -53,22 +56,31 @@ void RunTile(const TileArgs& a) {
   const char* w[P];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) w[p] = a.w + p * a.panel_bytes;
+  // Weights are asked for a fixed distance ahead; near the end of the panels that is the start of
+  // the panels of the next group.
   int64_t offset = 0;
   const int64_t end = a.depth * 64;
-  for (; offset < end; offset += 64) {
-    typename Ops::Weight weight[P];
+  int64_t ahead = a.prefetch;
+  int64_t until = end > ahead ? end - ahead : 0;
+  for (;;) {
+    for (; offset < until; offset += 64) {
+      typename Ops::Weight weight[P];
 #pragma GCC unroll 16
-    for (int p = 0; p < P; ++p) {
-      weight[p] = Ops::LoadWeight(w[p] + offset);
-      if (R < 4) __builtin_prefetch(w[p] + offset + a.prefetch);
+      for (int p = 0; p < P; ++p) {
+        weight[p] = Ops::LoadWeight(w[p] + offset);
+        __builtin_prefetch(w[p] + offset + ahead);
+      }
+#pragma GCC unroll 16
+      for (int r = 0; r < R; ++r) {
+        const typename Ops::Input input = Ops::LoadInput(x + r * Ops::kElementBytes);
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) acc[r][p] = Ops::Mac(acc[r][p], weight[p], input);
+      }
+      x += R * Ops::kElementBytes;
     }
-#pragma GCC unroll 16
-    for (int r = 0; r < R; ++r) {
-      const typename Ops::Input input = Ops::LoadInput(x + r * Ops::kElementBytes);
-#pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) acc[r][p] = Ops::Mac(acc[r][p], weight[p], input);
-    }
-    x += R * Ops::kElementBytes;
+    if (until == end) break;
+    until = end;
+    ahead += (P - 1) * a.panel_bytes;
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -86,13 +98,15 @@ void RunTile(const TileArgs& a) {
 using TileFn = void (*)(const TileArgs&);
 struct TileFns {
   TileFn group = nullptr;   // Ops::Group(rows) panels
+  TileFn taller = nullptr;  // Ops::Group(rows + 1) panels: beside tiles that are one row taller
   TileFn single = nullptr;  // one panel
 };
 
 template <typename Ops, int R>
 constexpr void FillTileFns(TileFns* fns) {
   if constexpr (R <= Ops::kTallest) {
-    fns[R] = {RunTile<Ops, R, Ops::Group(R)>, RunTile<Ops, R, 1>};
+    fns[R] = {RunTile<Ops, R, Ops::Group(R)>, RunTile<Ops, R, Ops::Group(R + 1)>,
+              RunTile<Ops, R, 1>};
     FillTileFns<Ops, R + 1>(fns);
   }
 }
@@ -103,45 +117,39 @@ struct TileTable {
   TileFns fns[kMaxTile + 1];
 };
 
-// Depth is cut into blocks so that a group of panels stays in the first-level cache while the tiles
-// pass by; sums wait in y between blocks. With one tile nothing would be used twice: one block.
+// A group of panels stays in the second-level cache while the tiles pass by. Where the depth is too
+// long for that it is cut into blocks, and sums wait in y between them; one tile uses nothing
+// twice.
 template <typename Ops>
 void RunProduct(const PanelProduct& p) {
   static constexpr TileTable<Ops> kTable;
   const int64_t panel_bytes = p.depth * 64;
-  const int64_t tallest = RowsOfTile(p.rows, p.tiles, p.last_tile - 1).last -
-                          RowsOfTile(p.rows, p.tiles, p.last_tile - 1).first;
-  const int group = Ops::Group(static_cast<int>(tallest));
-  const int64_t blocks = p.last_tile - p.first_tile == 1 ? 1 : (p.depth + Ops::kDepthBlock - 1) / Ops::kDepthBlock;
+  const int64_t tallest = (p.rows + p.tiles - 1) / p.tiles;  // others are one row less
+  const int64_t group = Ops::Group(static_cast<int>(tallest));
+  const int64_t block = 2 * Ops::kDepthBlock / group;
+  const int64_t blocks = p.last_tile - p.first_tile == 1 ? 1 : (p.depth + block - 1) / block;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = p.depth * b / blocks, end = p.depth * (b + 1) / blocks;
-    for (int64_t panel = p.first_panel; panel < p.last_panel;) {
-      const int64_t count = p.last_panel - panel < group ? 1 : group;
+    TileArgs a;
+    a.panel_bytes = panel_bytes;
+    a.depth = end - begin;
+    a.y_stride = p.y_stride;
+    a.resume = b > 0;
+    a.prefetch = blocks == 1 ? Ops::PrefetchBytes(static_cast<int>(tallest)) : 0;
+    for (int64_t panel = p.first_panel, count; panel < p.last_panel; panel += count) {
+      count = p.last_panel - panel < group ? 1 : group;
+      const int64_t left = p.out - (panel + count - 1) * kPanel;
+      a.last_lanes = left < kPanel ? static_cast<int>(left) : kPanel;
+      a.w = p.w + panel * panel_bytes + begin * 64;
+      a.bias = b == blocks - 1 && p.bias != nullptr ? p.bias + panel * kPanel : nullptr;
       for (int64_t t = p.first_tile; t < p.last_tile; ++t) {
         const TileRows rows = RowsOfTile(p.rows, p.tiles, t);
         const int64_t height = rows.last - rows.first;
-        TileArgs a;
         a.x = p.x + (rows.first * p.depth + begin * height) * Ops::kElementBytes;
-        a.panel_bytes = panel_bytes;
-        a.depth = end - begin;
-        a.y_stride = p.y_stride;
-        a.resume = b > 0;
-        a.prefetch = Ops::kPrefetchBytes;
-        // Tiles of one product differ in height by one; each height has its own width of a group.
-        const int64_t step = count == 1 ? 1 : Ops::Group(static_cast<int>(height));
-        for (int64_t q = panel; q < panel + count;) {
-          const bool whole = q + step <= panel + count;
-          const int64_t width = whole ? step : 1;
-          const int64_t left = p.out - (q + width - 1) * kPanel;
-          a.last_lanes = left < kPanel ? static_cast<int>(left) : kPanel;
-          a.w = p.w + q * panel_bytes + begin * 64;
-          a.y = p.y + rows.first * p.y_stride + q * kPanel;
-          a.bias = b == blocks - 1 && p.bias != nullptr ? p.bias + q * kPanel : nullptr;
-          (width == 1 ? kTable.fns[height].single : kTable.fns[height].group)(a);
-          q += width;
-        }
+        a.y = p.y + rows.first * p.y_stride + panel * kPanel;
+        const TileFns& fns = kTable.fns[height];
+        (count < group ? fns.single : height == tallest ? fns.group : fns.taller)(a);
       }
-      panel += count;
     }
   }
 }

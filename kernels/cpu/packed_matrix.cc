@@ -27,7 +27,8 @@ absl::StatusOr<Buffer> AllocatePanels(int64_t out, int64_t in, DType compute) {
 template <typename T>
 T LoadAs(const void* row, int64_t i) {  // checkpoint memory has any alignment
   T value;
-  std::memcpy(&value, static_cast<const char*>(row) + i * static_cast<int64_t>(sizeof(T)), sizeof(T));
+  std::memcpy(&value, static_cast<const char*>(row) + i * static_cast<int64_t>(sizeof(T)),
+              sizeof(T));
   return value;
 }
 
@@ -57,8 +58,8 @@ SourceRow FindRow(const TensorView* weights, int64_t row) {
   return {base + row * weights->row_stride() * DTypeSize(weights->dtype()), weights->dtype()};
 }
 
-// Row `row` as the compute type: the checkpoint's memory where it is that type already, else rounded
-// into `room` ([in], 4-byte aligned).
+// Row `row` as the compute type: the checkpoint's memory where it is that type already, else
+// rounded into `room` ([in], 4-byte aligned).
 const void* RowAs(DType compute, const SourceRow& row, int64_t in, void* room) {
   if (row.dtype == compute) return row.data;
   if (compute == DType::kF32) {
@@ -70,8 +71,8 @@ const void* RowAs(DType compute, const SourceRow& row, int64_t in, void* room) {
   return room;
 }
 
-void PackPanel(const PanelKernel& kernel, DType compute, const void* const (&rows)[kPanel], int64_t in,
-               float* panel) {
+void PackPanel(const PanelKernel& kernel, DType compute, const void* const (&rows)[kPanel],
+               int64_t in, float* panel) {
   if (compute == DType::kF32) {
     kernel.interleave(rows, in, panel);
     return;

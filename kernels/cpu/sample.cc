@@ -19,7 +19,8 @@ bool InRange(int32_t id, int64_t vocab) { return id >= 0 && id < vocab; }
 // NaN becomes "never"; infinity becomes the largest number, so that differences are numbers.
 void Sanitise(float* logits, int64_t vocab) {
   for (int64_t i = 0; i < vocab; ++i) {
-    logits[i] = std::isnan(logits[i]) ? kNever : std::min(logits[i], std::numeric_limits<float>::max());
+    logits[i] =
+        std::isnan(logits[i]) ? kNever : std::min(logits[i], std::numeric_limits<float>::max());
   }
 }
 
@@ -42,7 +43,8 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
     for (size_t i = 0, next; i < sorted.size(); i = next) {
       for (next = i + 1; next < sorted.size() && sorted[next] == sorted[i];) ++next;
       if (!InRange(sorted[i], vocab)) continue;
-      logits[sorted[i]] -= row.presence_penalty + row.frequency_penalty * static_cast<float>(next - i);
+      logits[sorted[i]] -=
+          row.presence_penalty + row.frequency_penalty * static_cast<float>(next - i);
     }
   }
   for (const auto& [id, bias] : row.logit_bias) {
@@ -78,8 +80,7 @@ void ReportLogProbs(const float* logits, int64_t vocab, int32_t token, SampleRes
                     int64_t top) {
   const float total = LogSumExp(logits, vocab);
   result.logprob = logits[token] - total;
-  const int64_t count =
-      std::min({top, vocab, static_cast<int64_t>(result.top.size())});
+  const int64_t count = std::min({top, vocab, static_cast<int64_t>(result.top.size())});
   std::vector<int32_t> ids(vocab);
   for (int64_t i = 0; i < vocab; ++i) ids[i] = static_cast<int32_t>(i);
   std::partial_sort(ids.begin(), ids.begin() + count, ids.end(),
@@ -106,7 +107,8 @@ int32_t Draw(const float* logits, int64_t vocab, const SampleRow& row) {
   size_t keep = ids.size();
   if (row.top_p < 1.0f) {
     double mass = 0;
-    for (keep = 0; keep < ids.size() && (keep == 0 || mass < row.top_p * sum); ++keep) mass += p[keep];
+    for (keep = 0; keep < ids.size() && (keep == 0 || mass < row.top_p * sum); ++keep)
+      mass += p[keep];
   }
   while (keep > 1 && p[keep - 1] < row.min_p * p[0]) --keep;
   double kept = 0;
@@ -140,8 +142,8 @@ void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<Samp
   });
 }
 
-void LogProbs(TensorView logits, absl::Span<const int32_t> targets, absl::Span<SampleResult> results,
-              Stream stream) {
+void LogProbs(TensorView logits, absl::Span<const int32_t> targets,
+              absl::Span<SampleResult> results, Stream stream) {
   const int64_t count = logits.size(0), vocab = logits.size(1);
   WEIR_CHECK(static_cast<int64_t>(targets.size()) == count && results.size() == targets.size())
       << targets.size() << " targets for " << logits.ToString();

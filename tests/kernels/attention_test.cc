@@ -32,7 +32,9 @@ std::string Name(const Shape& s) {
 // A sequence with all its queries, keys and values known from the start.
 struct Sequence {
   Sequence(const Shape& shape, int64_t length, int slot, uint64_t seed)
-      : length(length), slot(slot), q(RandomFloats(length * shape.heads * shape.head_dim, seed)),
+      : length(length),
+        slot(slot),
+        q(RandomFloats(length * shape.heads * shape.head_dim, seed)),
         k(RandomFloats(length * shape.kv_heads * shape.head_dim, seed + 1)),
         v(RandomFloats(length * shape.kv_heads * shape.head_dim, seed + 2)),
         out(q.size(), kPoison) {}
@@ -75,7 +77,8 @@ class Memory {
       slots.push_back(run.sequence->slot);
       cached.push_back(static_cast<int32_t>(run.sequence->done));
     }
-    const int64_t width = shape_.heads * shape_.head_dim, kv_width = shape_.kv_heads * shape_.head_dim;
+    const int64_t width = shape_.heads * shape_.head_dim,
+                  kv_width = shape_.kv_heads * shape_.head_dim;
     const int64_t gap = 8;  // q, k, v are columns of one projection, as in the model
     const int64_t stride = width + 2 * kv_width + gap;
     std::vector<float> qkv(tokens * stride, kPoison), out(tokens * width, kPoison);
@@ -92,7 +95,8 @@ class Memory {
     AttentionArgs args;
     args.q = all.Columns(0, width).Reshape({tokens, shape_.heads, shape_.head_dim});
     args.k = all.Columns(width, kv_width).Reshape({tokens, shape_.kv_heads, shape_.head_dim});
-    args.v = all.Columns(width + kv_width, kv_width).Reshape({tokens, shape_.kv_heads, shape_.head_dim});
+    args.v =
+        all.Columns(width + kv_width, kv_width).Reshape({tokens, shape_.kv_heads, shape_.head_dim});
     args.out = TensorView(out.data(), {tokens, shape_.heads, shape_.head_dim});
     args.scale = Scale();
     args.offsets = TensorView(offsets.data(), {static_cast<int64_t>(offsets.size())});
@@ -133,7 +137,8 @@ class Memory {
     kv.layer_offset_bytes = layer_offset_;
     kv.page_tokens = shape_.page_tokens;
     kv.dtype = shape_.dtype;
-    kv.block_table = TensorView(table.data(), {static_cast<int64_t>(runs.size()), pages_per_sequence_ + 2});
+    kv.block_table =
+        TensorView(table.data(), {static_cast<int64_t>(runs.size()), pages_per_sequence_ + 2});
     PagedAttention(args, kv, stream);
   }
 
@@ -173,8 +178,9 @@ void ExpectNearReference(const Shape& shape, const Sequence& s, bool paged, doub
         }
       }
       // A score is off by at most 2 (dim + 4) roundings of its sum of magnitudes, which is the
-      // relative error of its weight, in numerator and denominator; the weighted sum of n terms, the
-      // sum of weights and rescaling add at most 2 n + 32 roundings (the exponential is good to 4).
+      // relative error of its weight, in numerator and denominator; the weighted sum of n terms,
+      // the sum of weights and rescaling add at most 2 n + 32 roundings (the exponential is good to
+      // 4).
       const double n = static_cast<double>(t - first + 1);
       const double tolerance = (4 * (dim + 4) * max_dot + 2 * n + 32) * kEps * max_v;
       for (int64_t d = 0; d < dim; ++d) {
@@ -260,15 +266,18 @@ TEST_P(AttentionTest, CutsAndNeighboursDoNotMatter) {
             const int64_t most = single ? 1 : 1 + static_cast<int64_t>(rng() % 90);
             return std::min<int64_t>(q.length - q.done, most);
           };
-          std::vector<Part> batch = {{&other, next(other) / 2}, {&padding, next(padding)}, {&s, next(s)},
-                                    {&third, next(third)}};
+          std::vector<Part> batch = {{&other, next(other) / 2},
+                                     {&padding, next(padding)},
+                                     {&s, next(s)},
+                                     {&third, next(third)}};
           if (rng() % 2 == 0) std::swap(batch[0], batch[2]);
           memory.Execute(batch, threads.stream());
         }
         ASSERT_TRUE(SameBits(whole, s.out)) << how;
         for (float v : padding.out) ASSERT_TRUE(v == 0.0f || std::isnan(v));
         for (int64_t i = 0; i < padding.done; ++i) {
-          ASSERT_EQ(padding.out[i * c.shape.heads * c.shape.head_dim], 0.0f) << "padding gets zeros";
+          ASSERT_EQ(padding.out[i * c.shape.heads * c.shape.head_dim], 0.0f)
+              << "padding gets zeros";
         }
       }
     }

@@ -22,13 +22,14 @@ struct Case {
 };
 
 // Sizes around every edge: one element, odd `in`, `out` not a multiple of the panel, around the row
-// blocks of the kernels, longer than a cache block, the widths of Qwen3.5-0.8B.
+// tiles of the kernels, a depth of several blocks, the widths of Qwen3.5-0.8B.
 std::vector<Case> Cases() {
   std::vector<Case> cases;
-  const int64_t sizes[][3] = {{1, 1, 1},    {1, 7, 5},     {2, 64, 48},   {3, 33, 17},   {4, 2, 129},
-                              {5, 100, 130}, {6, 31, 64},  {8, 40, 257},  {13, 63, 80},  {16, 256, 96},
-                              {17, 129, 33}, {31, 80, 64}, {64, 512, 200}, {100, 1024, 80}, {7, 3584, 48},
-                              {1, 1024, 4099}, {130, 77, 515}};
+  const int64_t sizes[][3] = {{1, 1, 1},      {1, 7, 5},       {2, 64, 48},   {3, 33, 17},
+                              {4, 2, 129},    {5, 100, 130},   {6, 31, 64},   {8, 40, 257},
+                              {13, 63, 80},   {16, 256, 96},   {17, 129, 33}, {31, 80, 64},
+                              {64, 512, 200}, {100, 1024, 80}, {7, 3584, 48}, {1, 1024, 4099},
+                              {130, 77, 515}, {33, 5001, 40}};
   int n = 0;
   for (const auto& size : sizes) {
     for (DType compute : {DType::kF32, DType::kBF16}) {
@@ -90,8 +91,8 @@ struct Problem {
   // All rows at once; the gaps between strided rows must stay poisoned.
   std::vector<float> Run(const PackedMatrix& packed, Stream stream) {
     std::vector<float> memory_of_y(c.rows * y_stride, kPoison);
-    MatMul(X(), packed, Bias(), TensorView(memory_of_y.data(), {c.rows, y_stride}).Columns(0, c.out),
-           stream);
+    MatMul(X(), packed, Bias(),
+           TensorView(memory_of_y.data(), {c.rows, y_stride}).Columns(0, c.out), stream);
     std::vector<float> y(c.rows * c.out);
     for (int64_t r = 0; r < c.rows; ++r) {
       for (int64_t n = 0; n < c.out; ++n) y[r * c.out + n] = memory_of_y[r * y_stride + n];
@@ -122,8 +123,8 @@ TEST(MatMulTest, AgreesWithDoubleLoops) {
         for (int64_t n = 0; n < c.out; ++n) {
           double sum = c.bias ? problem.bias[n] : 0.0, magnitude = std::fabs(sum);
           for (int64_t i = 0; i < c.in; ++i) {
-            const double term =
-                double{RoundTo(c.compute, problem.x[r * problem.x_stride + i])} * problem.w[n * c.in + i];
+            const double term = double{RoundTo(c.compute, problem.x[r * problem.x_stride + i])} *
+                                problem.w[n * c.in + i];
             sum += term;
             magnitude += std::fabs(term);
           }
@@ -140,7 +141,7 @@ TEST(MatMulTest, AgreesWithDoubleLoops) {
 TEST(MatMulTest, ARowIsTheSameAloneInAnyBatchAndOnAnyNumberOfThreads) {
   Threads one(1), two(2), three(3);
   for (DType compute : {DType::kF32, DType::kBF16}) {
-    for (int64_t in : {37, 512}) {
+    for (int64_t in : {37, 512, 4203}) {  // the last: several blocks of depth
       const Case c{67, in, 273, compute, DType::kF32, true, false};
       SCOPED_TRACE(Name(c));
       Problem problem(c);
@@ -194,7 +195,8 @@ TEST(MatMulTest, NoRowsIsNoWork) {
   Problem problem({1, 8, 8, DType::kF32});
   PackedMatrix packed = *PackedMatrix::Pack(problem.Weight(), DType::kF32, one.stream());
   float unused = kPoison;
-  MatMul(TensorView(&unused, {0, 8}), packed, TensorView(), TensorView(&unused, {0, 8}), one.stream());
+  MatMul(TensorView(&unused, {0, 8}), packed, TensorView(), TensorView(&unused, {0, 8}),
+         one.stream());
   EXPECT_TRUE(std::isnan(unused));
 }
 
@@ -225,7 +227,8 @@ TEST(PackedMatrixTest, UnpackRowGivesTheStoredValuesBack) {
       std::vector<float> row(c.in + 1, kPoison);
       for (int64_t n = 0; n < c.out; ++n) {
         packed.UnpackRow(n, row.data());
-        ASSERT_EQ(std::memcmp(row.data(), problem.w.data() + n * c.in, c.in * sizeof(float)), 0) << n;
+        ASSERT_EQ(std::memcmp(row.data(), problem.w.data() + n * c.in, c.in * sizeof(float)), 0)
+            << n;
         ASSERT_TRUE(std::isnan(row[c.in]));
       }
     }

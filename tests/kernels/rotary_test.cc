@@ -17,8 +17,8 @@ struct Case {
 };
 
 TEST(RotaryTest, AgreesWithTheFormulaInDouble) {
-  const Case cases[] = {{1, 1, 2, 2, 1.0f, false},     {5, 3, 20, 20, 1.0f, true},
-                        {61, 4, 256, 64, 1.0f, false}, {7, 2, 36, 10, 1.25f, true},
+  const Case cases[] = {{1, 1, 2, 2, 1.0f, false},      {5, 3, 20, 20, 1.0f, true},
+                        {61, 4, 256, 64, 1.0f, false},  {7, 2, 36, 10, 1.25f, true},
                         {200, 8, 128, 128, 1.0f, true}, {3, 2, 24, 0, 1.0f, false}};
   for (const Case& c : cases) {
     SCOPED_TRACE(c.head_dim);
@@ -28,7 +28,8 @@ TEST(RotaryTest, AgreesWithTheFormulaInDouble) {
     for (int64_t t = 0; t < c.tokens; ++t) positions[t] = static_cast<int32_t>(t * 997 % 30011);
     std::vector<float> inv_freq(c.rotary_dim / 2);
     for (size_t i = 0; i < inv_freq.size(); ++i) {
-      inv_freq[i] = std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(c.rotary_dim));
+      inv_freq[i] =
+          std::pow(10000.0f, -2.0f * static_cast<float>(i) / static_cast<float>(c.rotary_dim));
     }
     std::vector<float> first;
     for (SimdLevel level : MachineLevels()) {
@@ -37,7 +38,8 @@ TEST(RotaryTest, AgreesWithTheFormulaInDouble) {
         Threads threads(thread_count);
         std::vector<float> y = x;
         RotaryArgs args;
-        args.x = TensorView(y.data(), {c.tokens, stride}).Columns(0, width)
+        args.x = TensorView(y.data(), {c.tokens, stride})
+                     .Columns(0, width)
                      .Reshape({c.tokens, c.heads, c.head_dim});
         args.positions = TensorView(positions.data(), {c.tokens});
         float none = 0;

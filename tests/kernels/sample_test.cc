@@ -56,7 +56,8 @@ std::vector<Ranked> Truncate(const std::vector<float>& logits, const SampleRow& 
   double sum = 0, mass = 0;
   for (const Ranked& r : ranked) sum += r.p;
   size_t keep = 0;
-  for (; keep < ranked.size() && (keep == 0 || mass < row.top_p * sum); ++keep) mass += ranked[keep].p;
+  for (; keep < ranked.size() && (keep == 0 || mass < row.top_p * sum); ++keep)
+    mass += ranked[keep].p;
   if (row.top_p < 1.0f) ranked.resize(keep);
   std::erase_if(ranked, [&](const Ranked& r) { return r.p < row.min_p * ranked[0].p; });
   return ranked;
@@ -79,15 +80,16 @@ double ChiSquareLimit(double n) {
 
 TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
   const std::vector<float> logits = {0.5f, -1.0f, 2.0f, 1.5f, 0.0f, -3.0f, 1.0f, 0.5f, 1.9f, -0.5f};
-  const SampleRow rows[] = {Row(1.0f, 0, 1.0f, 0.0f), Row(0.7f, 0, 1.0f, 0.0f), Row(2.5f, 0, 1.0f, 0.0f),
-                            Row(1.0f, 4, 1.0f, 0.0f), Row(1.0f, 0, 0.8f, 0.0f), Row(1.0f, 0, 1.0f, 0.2f),
-                            Row(1.3f, 7, 0.9f, 0.0f), Row(1.5f, 8, 0.95f, 0.1f), Row(1.0f, 1, 1.0f, 0.0f),
-                            Row(1.0f, 0, 0.01f, 0.0f), Row(1.0f, 3, 0.5f, 0.99f)};
+  const SampleRow rows[] = {
+      Row(1.0f, 0, 1.0f, 0.0f),  Row(0.7f, 0, 1.0f, 0.0f),  Row(2.5f, 0, 1.0f, 0.0f),
+      Row(1.0f, 4, 1.0f, 0.0f),  Row(1.0f, 0, 0.8f, 0.0f),  Row(1.0f, 0, 1.0f, 0.2f),
+      Row(1.3f, 7, 0.9f, 0.0f),  Row(1.5f, 8, 0.95f, 0.1f), Row(1.0f, 1, 1.0f, 0.0f),
+      Row(1.0f, 0, 0.01f, 0.0f), Row(1.0f, 3, 0.5f, 0.99f)};
   for (SimdLevel level : MachineLevels()) {
     AtLevel at(level);
     for (SampleRow row : rows) {
-      SCOPED_TRACE("T " + std::to_string(row.temperature) + " k " + std::to_string(row.top_k) + " p " +
-                   std::to_string(row.top_p) + " min " + std::to_string(row.min_p));
+      SCOPED_TRACE("T " + std::to_string(row.temperature) + " k " + std::to_string(row.top_k) +
+                   " p " + std::to_string(row.top_p) + " min " + std::to_string(row.min_p));
       const std::vector<Ranked> kept = Truncate(logits, row);
       constexpr int kDraws = 20000;
       std::map<int32_t, int> counts;
@@ -115,8 +117,9 @@ TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
   constexpr int64_t kVocab = 248320;
   for (float spread : {0.01f, 1.0f, 3.0f, 8.0f}) {
     const std::vector<float> logits = RandomFloats(kVocab, 3, spread);
-    const SampleRow rows[] = {Row(1.0f, 20, 1.0f, 0.0f), Row(0.8f, 0, 0.9f, 0.0f), Row(1.0f, 5000, 0.3f, 0.0f),
-                              Row(1.0f, 0, 1.0f, 0.05f), Row(0.5f, 50, 0.95f, 0.1f), Row(1.0f, 0, 1e-6f, 0.0f),
+    const SampleRow rows[] = {Row(1.0f, 20, 1.0f, 0.0f),    Row(0.8f, 0, 0.9f, 0.0f),
+                              Row(1.0f, 5000, 0.3f, 0.0f),  Row(1.0f, 0, 1.0f, 0.05f),
+                              Row(0.5f, 50, 0.95f, 0.1f),   Row(1.0f, 0, 1e-6f, 0.0f),
                               Row(1.0f, 200000, 1.0f, 0.0f)};
     for (SampleRow row : rows) {
       std::set<int32_t> kept;
@@ -293,7 +296,8 @@ TEST(SampleTest, LogProbabilitiesIgnoreTemperatureAndTruncation) {
         EXPECT_NEAR(top[i].second, logits[ranked[i].id] - std::log(sum), tolerance);
       }
       row.num_top_logprobs = 0;
-      EXPECT_NEAR(SampleOne(logits, row, &top).logprob, logits[result.token] - std::log(sum), tolerance);
+      EXPECT_NEAR(SampleOne(logits, row, &top).logprob, logits[result.token] - std::log(sum),
+                  tolerance);
       EXPECT_TRUE(top.empty());
     }
   }
@@ -311,7 +315,8 @@ TEST(SampleTest, LogProbsOfTargets) {
     std::vector<std::pair<int32_t, float>> memory(rows * 4);
     std::vector<SampleResult> results(rows);
     for (int64_t r = 0; r < rows; ++r) results[r].top = absl::MakeSpan(memory).subspan(r * 4, r);
-    LogProbs(TensorView(logits.data(), {rows, vocab}), targets, absl::MakeSpan(results), two.stream());
+    LogProbs(TensorView(logits.data(), {rows, vocab}), targets, absl::MakeSpan(results),
+             two.stream());
     for (int64_t r = 0; r < rows; ++r) {
       std::vector<float> row(before.begin() + r * vocab, before.begin() + (r + 1) * vocab);
       if (r == 2) row[7] = -kInf;
@@ -321,7 +326,8 @@ TEST(SampleTest, LogProbsOfTargets) {
       if (r == 2) {
         EXPECT_EQ(results[r].logprob, -kInf);
       } else {
-        EXPECT_NEAR(results[r].logprob, row[targets[r]] - std::log(sum), 8 * kEps * (std::log(sum) + 10));
+        EXPECT_NEAR(results[r].logprob, row[targets[r]] - std::log(sum),
+                    8 * kEps * (std::log(sum) + 10));
       }
       ASSERT_EQ(results[r].top.size(), static_cast<size_t>(r));
       const std::vector<Ranked> ranked = Rank(row, 1.0);
@@ -335,7 +341,8 @@ TEST(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
   const std::vector<float> logits = RandomFloats(kRows * kVocab, 21, 2.0f);
   std::vector<SampleRow> rows;
   for (int r = 0; r < kRows; ++r) {
-    rows.push_back(Row(0.5f + 0.2f * static_cast<float>(r), r % 3 == 0 ? 0 : r * 10, r % 2 ? 0.9f : 1.0f, 0.0f));
+    rows.push_back(Row(0.5f + 0.2f * static_cast<float>(r), r % 3 == 0 ? 0 : r * 10,
+                       r % 2 ? 0.9f : 1.0f, 0.0f));
     rows.back().seed = 77 + r;
     rows.back().num_top_logprobs = 0;
   }
@@ -343,13 +350,15 @@ TEST(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
     AtLevel at(level);
     std::vector<SampleResult> alone;
     for (int r = 0; r < kRows; ++r) {
-      alone.push_back(SampleOne({logits.begin() + r * kVocab, logits.begin() + (r + 1) * kVocab}, rows[r]));
+      alone.push_back(
+          SampleOne({logits.begin() + r * kVocab, logits.begin() + (r + 1) * kVocab}, rows[r]));
     }
     for (int thread_count : {1, 2, 3}) {
       Threads threads(thread_count);
       std::vector<float> copy = logits;
       std::vector<SampleResult> results(kRows);
-      Sample(TensorView(copy.data(), {kRows, kVocab}), rows, absl::MakeSpan(results), threads.stream());
+      Sample(TensorView(copy.data(), {kRows, kVocab}), rows, absl::MakeSpan(results),
+             threads.stream());
       for (int r = 0; r < kRows; ++r) {
         EXPECT_EQ(results[r].token, alone[r].token);
         EXPECT_EQ(results[r].logprob, alone[r].logprob);
