@@ -57,17 +57,20 @@ bool EngineLoop::Turn() {
   if (submit) {
     plan_us_ = clock_->NowUs() - plan_from_us;
     Submit(decision);
+    Publish();  // a step may take long, and what it freed or took is known now
   }
 
   const int32_t depth = executor_->limits().max_in_flight;
   const bool wait = !in_flight_.empty() && (!submit || std::ssize(in_flight_) == depth);
-  if (wait) WaitAndCommit();
+  if (wait) {
+    WaitAndCommit();
+    Retire();
+  }
 
   worked |= submit || wait;
-  worked |= Retire();
   WEIR_CHECK(worked || (running_.empty() && queue_.empty()))
       << running_.size() << " requests run and " << queue_.size() << " wait, but nothing moves";
-  if (worked) Publish();
+  if (worked && (wait || !submit)) Publish();
   return worked;
 }
 
@@ -113,9 +116,9 @@ void EngineLoop::End(RequestId id, FinishReason reason) {
   } else if (queue_.Contains(id)) {
     const Waiting waiting = queue_.Remove(id);
     deadlines_.erase({waiting.request.deadline_us, id});
-    mailbox_->LeftQueue(std::ssize(waiting.request.prompt), clock_->NowUs());
+    news_.left_queue.push_back(std::ssize(waiting.request.prompt));
+    news_.gone.push_back(id);
     committer_.FinishQueued(waiting.request, waiting.arrived_us, reason);
-    mailbox_->Gone(id);
   }
 }
 
@@ -158,7 +161,7 @@ bool EngineLoop::Admit() {
 
 void EngineLoop::Start(Waiting waiting) {
   const int64_t now_us = clock_->NowUs();
-  mailbox_->LeftQueue(std::ssize(waiting.request.prompt), now_us);
+  news_.left_queue.push_back(std::ssize(waiting.request.prompt));
   metrics_->OnAdmitted(now_us - waiting.arrived_us);
   auto running = std::make_unique<RunningRequest>();
   running->request = std::move(waiting.request);
@@ -336,16 +339,15 @@ bool EngineLoop::Retire() {
     const RequestId id = request->request.id;
     deadlines_.erase({request->request.deadline_us, id});
     by_id_.erase(id);
-    mailbox_->Gone(id);
+    news_.gone.push_back(id);
     return true;
   });
   return retired;
 }
 
 void EngineLoop::Publish() {
-  EngineGauges gauges;
-  SchedulerStats& stats = gauges.stats;
-  stats.queued_requests = static_cast<int32_t>(queue_.size());
+  SchedulerStats& stats = news_.stats;
+  stats.running_sequences = 0;
   for (const auto& request : running_) stats.running_sequences += request->unfinished;
   stats.slots_used = cache_.slots().used();
   stats.slots_total = cache_.slots().total();
@@ -353,7 +355,13 @@ void EngineLoop::Publish() {
   stats.pages_total = cache_.pages().total();
   stats.steps = committed_steps_;
   stats.last_step_us = last_commit_us_;
-  mailbox_->Publish(stats);
+  news_.now_us = clock_->NowUs();
+  mailbox_->Publish(news_);
+  news_.left_queue.clear();
+  news_.gone.clear();
+
+  EngineGauges gauges;
+  gauges.stats = mailbox_->stats();
   gauges.queued_tokens = mailbox_->queued_tokens();
   gauges.running_requests = static_cast<int32_t>(running_.size());
   gauges.prefill_budget_tokens = controller_.budget_tokens();

@@ -77,6 +77,7 @@ class EngineLoop {
   std::deque<StepInFlight> in_flight_;                    // oldest first
   std::vector<std::pair<RunningRequest*, Sequence*>> candidates_;  // what Plan's indices mean
   Mail mail_;
+  EngineNews news_;           // gathered until Publish
   bool drain_ended_ = false;  // the drain deadline has passed
 
   SequenceId next_sequence_ = 1;

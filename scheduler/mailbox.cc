@@ -120,28 +120,24 @@ void Mailbox::Take(Mail* mail) {
   changed_ = false;
 }
 
-void Mailbox::LeftQueue(int64_t prompt_tokens, int64_t now_us) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  --queued_requests_;
-  queued_tokens_ -= prompt_tokens;
-  WEIR_CHECK(queued_requests_ >= 0 && queued_tokens_ >= 0)
-      << queued_requests_ << " requests, " << queued_tokens_ << " tokens";
-  retry_hint_.LeftQueue(now_us);
-}
-
-void Mailbox::Gone(RequestId id) {
+void Mailbox::Publish(const EngineNews& news) {
   bool idle = false;
   {
     std::lock_guard<std::mutex> lock(mutex_);
-    WEIR_CHECK(alive_.erase(id) == 1) << "request " << id << " was not alive";
+    stats_ = news.stats;
+    for (const int64_t tokens : news.left_queue) {
+      --queued_requests_;
+      queued_tokens_ -= tokens;
+      retry_hint_.LeftQueue(news.now_us);
+    }
+    WEIR_CHECK(queued_requests_ >= 0 && queued_tokens_ >= 0)
+        << queued_requests_ << " requests, " << queued_tokens_ << " tokens";
+    for (const RequestId id : news.gone) {
+      WEIR_CHECK(alive_.erase(id) == 1) << "request " << id << " was not alive";
+    }
     idle = alive_.empty();
   }
   if (idle) idle_.notify_all();
-}
-
-void Mailbox::Publish(const SchedulerStats& stats) {
-  std::lock_guard<std::mutex> lock(mutex_);
-  stats_ = stats;
 }
 
 int64_t Mailbox::queued_tokens() const {

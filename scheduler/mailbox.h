@@ -41,6 +41,15 @@ struct Mail {
   bool empty() const { return arrivals.empty() && cancels.empty() && stops.empty(); }
 };
 
+// What the engine thread has to say since it last did.
+struct EngineNews {
+  SchedulerStats
+      stats;  // all but queued_requests and busy_since_us, which the mailbox knows itself
+  std::vector<int64_t> left_queue;  // prompt tokens of each request that did, admitted or ended
+  std::vector<RequestId> gone;      // requests that have ended and hold no memory: ids to forget
+  int64_t now_us = 0;
+};
+
 class Mailbox {
  public:
   // Limits: max_queued_requests and max_queued_tokens of `options`.
@@ -58,12 +67,8 @@ class Mailbox {
 
   // Engine thread. Moves what has come into `mail`.
   void Take(Mail* mail);
-  // Engine thread. A request left the queue, admitted or ended.
-  void LeftQueue(int64_t prompt_tokens, int64_t now_us);
-  // Engine thread. The request has ended and holds no memory: its id is forgotten.
-  void Gone(RequestId id);
-  // Engine thread. All but queued_requests and busy_since_us, which the mailbox knows itself.
-  void Publish(const SchedulerStats& stats);
+  // Engine thread. All at once, so that what others see is consistent.
+  void Publish(const EngineNews& news);
   int64_t queued_tokens() const;
   bool stopping() const;
   // Engine thread. Blocks until there is something to Take, or for `timeout_us` (< 0: no limit).

@@ -31,6 +31,12 @@ SchedulerOptions Options(int32_t requests, int64_t tokens) {
   return options;
 }
 
+void Forget(Mailbox* mailbox, RequestId id) {
+  EngineNews news;
+  news.gone = {id};
+  mailbox->Publish(news);
+}
+
 TEST(MailboxTest, GivesEverythingOnceInOrder) {
   Mailbox mailbox(Options(10, 100));
   Refusal refusal;
@@ -66,7 +72,9 @@ TEST(MailboxTest, IsBoundedByRequests) {
   Mail mail;
   mailbox.Take(&mail);
   EXPECT_FALSE(mailbox.Submit(Make(3), 0, &refusal).ok());
-  mailbox.LeftQueue(1, 0);
+  EngineNews news;
+  news.left_queue = {1};
+  mailbox.Publish(news);
   EXPECT_TRUE(mailbox.Submit(Make(3), 0, &refusal).ok());
 }
 
@@ -87,7 +95,7 @@ TEST(MailboxTest, AnIdMayBeAliveOnce) {
   Refusal refusal;
   ASSERT_TRUE(mailbox.Submit(Make(1), 0, &refusal).ok());
   EXPECT_EQ(mailbox.Submit(Make(1), 0, &refusal).code(), absl::StatusCode::kAlreadyExists);
-  mailbox.Gone(1);
+  Forget(&mailbox, 1);
   EXPECT_TRUE(mailbox.Submit(Make(1), 0, &refusal).ok());
 }
 
@@ -130,9 +138,9 @@ TEST(MailboxTest, KnowsSinceWhenThereIsWork) {
   ASSERT_TRUE(mailbox.Submit(Make(2), 50, &refusal).ok());
   EXPECT_EQ(mailbox.stats().busy_since_us, 40);
   EXPECT_EQ(mailbox.stats().queued_requests, 2);
-  mailbox.Gone(1);
+  Forget(&mailbox, 1);
   EXPECT_EQ(mailbox.stats().busy_since_us, 40);
-  mailbox.Gone(2);
+  Forget(&mailbox, 2);
   EXPECT_EQ(mailbox.stats().busy_since_us, 0);
 }
 
