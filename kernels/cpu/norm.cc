@@ -1,19 +1,31 @@
 #include "kernels/norm.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "core/thread_pool.h"
+#include "kernels/cpu/norm_rows.h"
 
 namespace weir::kernels {
 namespace {
 
-// Fewer elements than this are not worth a second thread.
-constexpr int64_t kElementsPerRange = 16384;
+const NormTable& Table() {
+#if defined(__x86_64__)
+  const SimdLevel level = CurrentSimdLevel();
+  if (level >= SimdLevel::kAvx512) return kNormAvx512;
+  if (level >= SimdLevel::kAvx2) return kNormAvx2;
+#endif
+  return kNormBaseline;
+}
 
-int64_t RowsPerRange(int64_t n) {
-  return std::max<int64_t>(1, kElementsPerRange / std::max<int64_t>(n, 1));
+// Runs fn(rows of n elements) over [0, rows), on several threads where that is worth it.
+template <typename Rows>
+void Run(void (*fn)(const Rows&, int64_t, int64_t), const Rows& a, int64_t rows, Stream stream) {
+  constexpr int64_t kElementsPerRange = 16384;
+  if (a.n == 0) return;
+  stream.pool->ParallelRanges(rows, std::max<int64_t>(1, kElementsPerRange / a.n),
+                              [&](int64_t begin, int64_t end) { fn(a, begin, end); });
 }
 
 void CheckSame(const TensorView& a, const TensorView& b) {
@@ -27,15 +39,11 @@ int64_t GroupOf(int64_t group, int64_t n) {
   return group;
 }
 
-float Gate(Activation activation, float x) {
-  const float s = 1.0f / (1.0f + std::exp(-x));
-  return activation == Activation::kSilu ? x * s : s;
-}
-
-float SumOfSquares(const float* x, int64_t n) {
-  float sum = 0.0f;
-  for (int64_t i = 0; i < n; ++i) sum += x[i] * x[i];
-  return sum;
+// The elements of a vector of n, null where it is absent.
+const float* VectorOf(const TensorView& x, int64_t n) {
+  if (!x.defined()) return nullptr;
+  WEIR_CHECK(x.num_elements() == n) << x.ToString() << " where " << n << " elements belong";
+  return x.data<float>();
 }
 
 }  // namespace
@@ -52,91 +60,77 @@ void RmsNorm(const RmsNormArgs& args, Stream stream) {
 
 void LayerNorm(const LayerNormArgs& args, Stream stream) {
   CheckSame(args.x, args.out);
-  const int64_t n = args.x.size(1);
-  const float* w = args.weight.defined() ? args.weight.data<float>() : nullptr;
-  const float* b = args.bias.defined() ? args.bias.data<float>() : nullptr;
-  stream.pool->ParallelRanges(args.x.size(0), RowsPerRange(n), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      const float* x = args.x.row<float>(r);
-      float* out = args.out.row<float>(r);
-      float mean = 0.0f, var = 0.0f;
-      for (int64_t i = 0; i < n; ++i) mean += x[i];
-      mean /= static_cast<float>(n);
-      for (int64_t i = 0; i < n; ++i) var += (x[i] - mean) * (x[i] - mean);
-      const float inv = 1.0f / std::sqrt(var / static_cast<float>(n) + args.eps);
-      for (int64_t i = 0; i < n; ++i) {
-        out[i] = (x[i] - mean) * inv * (w ? w[i] : 1.0f) + (b ? b[i] : 0.0f);
-      }
-    }
-  });
+  LayerNormRows a;
+  a.n = args.x.size(1);
+  a.x = args.x.data<float>();
+  a.x_stride = args.x.row_stride();
+  a.weight = VectorOf(args.weight, a.n);
+  a.bias = VectorOf(args.bias, a.n);
+  a.out = args.out.data<float>();
+  a.out_stride = args.out.row_stride();
+  a.eps = args.eps;
+  Run(Table().layer_norm, a, args.x.size(0), stream);
 }
 
 void AddRmsNorm(const AddRmsNormArgs& args, Stream stream) {
   CheckSame(args.h, args.out);
-  if (args.delta.defined()) CheckSame(args.h, args.delta);
-  const int64_t n = args.h.size(1);
-  const float* w = args.weight.data<float>();
-  stream.pool->ParallelRanges(args.h.size(0), RowsPerRange(n), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* h = args.h.row<float>(r);
-      float* out = args.out.row<float>(r);
-      if (args.delta.defined()) {
-        const float* delta = args.delta.row<float>(r);
-        for (int64_t i = 0; i < n; ++i) h[i] += args.scale * delta[i];
-      }
-      const float inv = 1.0f / std::sqrt(SumOfSquares(h, n) / static_cast<float>(n) + args.eps);
-      for (int64_t i = 0; i < n; ++i) out[i] = h[i] * inv * w[i];
-    }
-  });
+  AddRmsRows a;
+  a.n = args.h.size(1);
+  a.h = args.h.data<float>();
+  a.h_stride = args.h.row_stride();
+  if (args.delta.defined()) {
+    CheckSame(args.h, args.delta);
+    a.delta = args.delta.data<float>();
+    a.delta_stride = args.delta.row_stride();
+  }
+  WEIR_CHECK(args.weight.defined()) << "the norm has no weight";
+  a.weight = VectorOf(args.weight, a.n);
+  a.out = args.out.data<float>();
+  a.out_stride = args.out.row_stride();
+  a.scale = args.scale;
+  a.eps = args.eps;
+  Run(Table().add_rms, a, args.h.size(0), stream);
 }
 
 void GatedRmsNorm(const GatedRmsNormArgs& args, Stream stream) {
   CheckSame(args.x, args.out);
-  if (args.gate.defined()) CheckSame(args.x, args.gate);
-  const int64_t n = args.x.size(1), group = GroupOf(args.group, n);
-  const float* w = args.weight.defined() ? args.weight.data<float>() : nullptr;
-  WEIR_CHECK(!w || args.weight.size(0) == group || args.weight.size(0) == n)
-      << "weight " << args.weight.ToString() << " for groups of " << group;
-  const bool shared = w && args.weight.size(0) == group;
-  stream.pool->ParallelRanges(args.x.size(0), RowsPerRange(n), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < n; c += group) {
-        const float* x = args.x.row<float>(r) + c;
-        const float* gate = args.gate.defined() ? args.gate.row<float>(r) + c : nullptr;
-        const float* gw = w ? w + (shared ? 0 : c) : nullptr;
-        float* out = args.out.row<float>(r) + c;
-        const bool first = gate && args.gate_first && args.normalize;
-        for (int64_t i = 0; i < group; ++i) {
-          out[i] = first ? x[i] * Gate(args.activation, gate[i]) : x[i];
-        }
-        float inv = 1.0f;
-        if (args.normalize) {
-          inv = 1.0f / std::sqrt(SumOfSquares(out, group) / static_cast<float>(group) + args.eps);
-        }
-        for (int64_t i = 0; i < group; ++i) {
-          float y = out[i] * inv;
-          if (args.normalize && gw) y *= gw[i];
-          if (gate && !first) y *= Gate(args.activation, gate[i]);
-          out[i] = y;
-        }
-      }
-    }
-  });
+  WEIR_CHECK(args.activation == Activation::kSilu || args.activation == Activation::kSigmoid)
+      << "the gate of a norm is silu or sigmoid";
+  GatedRmsRows a;
+  a.n = args.x.size(1);
+  a.group = GroupOf(args.group, a.n);
+  a.x = args.x.data<float>();
+  a.x_stride = args.x.row_stride();
+  if (args.gate.defined()) {
+    CheckSame(args.x, args.gate);
+    a.gate = args.gate.data<float>();
+    a.gate_stride = args.gate.row_stride();
+  }
+  if (args.weight.defined()) {
+    a.weight_per_group = args.weight.num_elements() == a.group;
+    a.weight = VectorOf(args.weight, a.weight_per_group ? a.group : a.n);
+  }
+  a.out = args.out.data<float>();
+  a.out_stride = args.out.row_stride();
+  a.sigmoid = args.activation == Activation::kSigmoid;
+  a.gate_first = args.gate_first;
+  a.normalize = args.normalize;
+  a.eps = args.eps;
+  Run(Table().gated_rms, a, args.x.size(0), stream);
 }
 
 void L2Norm(const L2NormArgs& args, Stream stream) {
   CheckSame(args.x, args.out);
-  const int64_t n = args.x.size(1), group = GroupOf(args.group, n);
-  stream.pool->ParallelRanges(args.x.size(0), RowsPerRange(n), [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      for (int64_t c = 0; c < n; c += group) {
-        const float* x = args.x.row<float>(r) + c;
-        float* out = args.out.row<float>(r) + c;
-        const float inv = args.scale / std::sqrt(SumOfSquares(x, group) + args.eps);
-        for (int64_t i = 0; i < group; ++i) out[i] = x[i] * inv;
-      }
-    }
-  });
+  L2Rows a;
+  a.n = args.x.size(1);
+  a.group = GroupOf(args.group, a.n);
+  a.x = args.x.data<float>();
+  a.x_stride = args.x.row_stride();
+  a.out = args.out.data<float>();
+  a.out_stride = args.out.row_stride();
+  a.scale = args.scale;
+  a.eps = args.eps;
+  Run(Table().l2, a, args.x.size(0), stream);
 }
 
 }  // namespace weir::kernels

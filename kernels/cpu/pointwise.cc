@@ -1,13 +1,34 @@
 #include "kernels/pointwise.h"
 
 #include <algorithm>
-#include <cmath>
 
 #include "core/check.h"
+#include "core/cpu_features.h"
 #include "core/thread_pool.h"
+#include "kernels/cpu/pointwise_rows.h"
 
 namespace weir::kernels {
 namespace {
+
+static_assert(static_cast<int>(RowActivation::kNone) == static_cast<int>(Activation::kNone) &&
+              static_cast<int>(RowActivation::kSilu) == static_cast<int>(Activation::kSilu) &&
+              static_cast<int>(RowActivation::kGelu) == static_cast<int>(Activation::kGelu) &&
+              static_cast<int>(RowActivation::kGeluTanh) ==
+                  static_cast<int>(Activation::kGeluTanh) &&
+              static_cast<int>(RowActivation::kRelu) == static_cast<int>(Activation::kRelu) &&
+              static_cast<int>(RowActivation::kRelu2) == static_cast<int>(Activation::kRelu2) &&
+              static_cast<int>(RowActivation::kSigmoid) == static_cast<int>(Activation::kSigmoid));
+
+RowActivation RowOf(Activation activation) { return static_cast<RowActivation>(activation); }
+
+const PointwiseTable& Table() {
+#if defined(__x86_64__)
+  const SimdLevel level = CurrentSimdLevel();
+  if (level >= SimdLevel::kAvx512) return kPointwiseAvx512;
+  if (level >= SimdLevel::kAvx2) return kPointwiseAvx2;
+#endif
+  return kPointwiseBaseline;
+}
 
 // Fewer elements than this are not worth a second thread.
 constexpr int64_t kElementsPerRange = 16384;
@@ -28,29 +49,6 @@ void ForRows(int64_t rows, int64_t width, Stream stream, const Fn& fn) {
   });
 }
 
-float Sigmoid(float x) { return 1.0f / (1.0f + std::exp(-x)); }
-float Softplus(float x) { return std::max(x, 0.0f) + std::log1p(std::exp(-std::abs(x))); }
-
-float Act(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kSilu:
-      return x * Sigmoid(x);
-    case Activation::kGelu:
-      return 0.5f * x * std::erfc(-x * 0.70710678f);
-    case Activation::kGeluTanh:
-      return x * Sigmoid(1.5957691216f * (x + 0.044715f * x * x * x));
-    case Activation::kRelu:
-      return std::max(x, 0.0f);
-    case Activation::kRelu2:
-      return std::max(x, 0.0f) * std::max(x, 0.0f);
-    case Activation::kSigmoid:
-      return Sigmoid(x);
-  }
-  return x;
-}
-
 }  // namespace
 
 void GateMultiply(TensorView gate, TensorView up, Activation activation, TensorView out,
@@ -58,20 +56,19 @@ void GateMultiply(TensorView gate, TensorView up, Activation activation, TensorV
   CheckSame(gate, up);
   CheckSame(gate, out);
   const int64_t n = Width(gate);
+  const PointwiseTable& table = Table();
   ForRows(gate.size(0), n, stream, [&](int64_t r) {
-    const float *g = gate.row<float>(r), *u = up.row<float>(r);
-    float* y = out.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] = Act(activation, g[i]) * u[i];
+    table.gate_multiply(RowOf(activation), gate.row<float>(r), up.row<float>(r), out.row<float>(r),
+                        n);
   });
 }
 
 void Activate(TensorView x, Activation activation, TensorView out, Stream stream) {
   CheckSame(x, out);
   const int64_t n = Width(x);
+  const PointwiseTable& table = Table();
   ForRows(x.size(0), n, stream, [&](int64_t r) {
-    const float* in = x.row<float>(r);
-    float* y = out.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] = Act(activation, in[i]);
+    table.activate(RowOf(activation), x.row<float>(r), out.row<float>(r), n);
   });
 }
 
@@ -79,21 +76,18 @@ void Multiply(TensorView a, TensorView b, TensorView out, Stream stream) {
   CheckSame(a, b);
   CheckSame(a, out);
   const int64_t n = Width(a);
+  const PointwiseTable& table = Table();
   ForRows(a.size(0), n, stream, [&](int64_t r) {
-    const float *x = a.row<float>(r), *z = b.row<float>(r);
-    float* y = out.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] = x[i] * z[i];
+    table.multiply(a.row<float>(r), b.row<float>(r), out.row<float>(r), n);
   });
 }
 
 void AddScaled(TensorView h, TensorView delta, float scale, Stream stream) {
   CheckSame(h, delta);
   const int64_t n = Width(h);
-  ForRows(h.size(0), n, stream, [&](int64_t r) {
-    float* y = h.row<float>(r);
-    const float* x = delta.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] += scale * x[i];
-  });
+  const PointwiseTable& table = Table();
+  ForRows(h.size(0), n, stream,
+          [&](int64_t r) { table.add_scaled(h.row<float>(r), delta.row<float>(r), scale, n); });
 }
 
 void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorView weight,
@@ -102,13 +96,11 @@ void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorVie
              (delta.size(0) == 0 || Width(h) == Width(delta)))
       << h.ToString() << " " << delta.ToString() << " " << rows.ToString();
   const int64_t n = Width(delta);
+  const PointwiseTable& table = Table();
   ForRows(delta.size(0), n, stream, [&](int64_t i) {
     const int32_t target = rows.data<int32_t>()[i];
     WEIR_CHECK(target >= 0 && target < h.size(0)) << "row " << target << " of " << h.ToString();
-    const float w = weight.data<float>()[i];
-    float* y = h.row<float>(target);
-    const float* x = delta.row<float>(i);
-    for (int64_t c = 0; c < n; ++c) y[c] += w * x[c];
+    table.add_scaled(h.row<float>(target), delta.row<float>(i), weight.data<float>()[i], n);
   });
 }
 
@@ -129,16 +121,15 @@ void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView o
       << table.ToString() << " " << ids.ToString() << " " << out.ToString();
   WEIR_CHECK(table.dtype() == DType::kF32 || table.dtype() == DType::kBF16) << table.ToString();
   const int64_t n = out.size(1);
+  const PointwiseTable& rows = Table();
   ForRows(out.size(0), n, stream, [&](int64_t i) {
     const int32_t id = ids.data<int32_t>()[i];
     WEIR_CHECK(id >= 0 && id < table.size(0)) << "id " << id << " of " << table.ToString();
     float* y = out.row<float>(i);
     if (table.dtype() == DType::kF32) {
-      const float* x = table.row<float>(id);
-      for (int64_t c = 0; c < n; ++c) y[c] = x[c] * scale;
+      rows.scale(table.row<float>(id), scale, y, n);
     } else {
-      const BFloat16* x = table.row<BFloat16>(id);
-      for (int64_t c = 0; c < n; ++c) y[c] = ToFloat(x[c]) * scale;
+      rows.scale_bf16(reinterpret_cast<const uint16_t*>(table.row<BFloat16>(id)), scale, y, n);
     }
   });
 }
@@ -146,90 +137,90 @@ void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView o
 void LogDecay(const LogDecayArgs& args, Stream stream) {
   CheckSame(args.x, args.out);
   const int64_t n = Width(args.x);
-  const float* bias = args.bias.defined() ? args.bias.data<float>() : nullptr;
-  const bool per_head = args.form != LogDecayArgs::Form::kLogSigmoid;
-  const float* exp_a = per_head ? args.exp_a.data<float>() : nullptr;
-  WEIR_CHECK(!per_head || n == 0 || (args.exp_a.size(0) > 0 && n % args.exp_a.size(0) == 0))
-      << args.exp_a.ToString() << " for " << args.x.ToString();
-  const int64_t per = per_head && n > 0 ? n / args.exp_a.size(0) : 1;
+  WEIR_CHECK(!args.bias.defined() || n == 0 || args.bias.num_elements() == n)
+      << args.bias.ToString() << " for " << args.x.ToString();
+  LogDecayRow common;
+  common.form = LogDecayRow::Form::kLogSigmoid;
+  if (args.form == LogDecayArgs::Form::kSoftplus) common.form = LogDecayRow::Form::kSoftplus;
+  if (args.form == LogDecayArgs::Form::kBoundedSigmoid) {
+    common.form = LogDecayRow::Form::kBoundedSigmoid;
+  }
+  if (args.form != LogDecayArgs::Form::kLogSigmoid && n > 0) {
+    WEIR_CHECK(args.exp_a.defined() && args.exp_a.size(0) > 0 && n % args.exp_a.size(0) == 0)
+        << args.exp_a.ToString() << " for " << args.x.ToString();
+    common.exp_a = args.exp_a.data<float>();
+    common.per_head = n / args.exp_a.size(0);
+  }
+  common.bias = args.bias.defined() ? args.bias.data<float>() : nullptr;
+  common.n = n;
+  common.normalizer = args.normalizer;
+  common.clamp_min = args.clamp_min;
+  common.has_clamp = args.has_clamp;
+  common.lower_bound = args.lower_bound;
+  const PointwiseTable& table = Table();
   ForRows(args.x.size(0), n, stream, [&](int64_t r) {
-    const float* in = args.x.row<float>(r);
-    float* y = args.out.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) {
-      const float x = in[i] + (bias ? bias[i] : 0.0f);
-      switch (args.form) {
-        case LogDecayArgs::Form::kSoftplus:
-          y[i] = -exp_a[i / per] * Softplus(x);
-          break;
-        case LogDecayArgs::Form::kLogSigmoid:
-          y[i] = -Softplus(-x) / args.normalizer;
-          if (args.has_clamp) y[i] = std::max(y[i], args.clamp_min);
-          break;
-        case LogDecayArgs::Form::kBoundedSigmoid:
-          y[i] = args.lower_bound * Sigmoid(exp_a[i / per] * x);
-          break;
-      }
-    }
+    LogDecayRow row = common;
+    row.x = args.x.row<float>(r);
+    row.out = args.out.row<float>(r);
+    table.log_decay(row);
   });
 }
 
 void Beta(TensorView x, float scale, TensorView out, Stream stream) {
   CheckSame(x, out);
   const int64_t n = Width(x);
-  ForRows(x.size(0), n, stream, [&](int64_t r) {
-    const float* in = x.row<float>(r);
-    float* y = out.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] = scale * Sigmoid(in[i]);
-  });
+  const PointwiseTable& table = Table();
+  ForRows(x.size(0), n, stream,
+          [&](int64_t r) { table.scaled_sigmoid(x.row<float>(r), scale, out.row<float>(r), n); });
 }
 
 void Mamba2Dt(const Mamba2DtArgs& args, Stream stream) {
-  const int64_t heads = args.x.size(1), P = args.xs.size(2);
+  const int64_t heads = args.x.size(1);
   WEIR_CHECK(args.xs.rank() == 3 && args.xs.size(0) == args.x.size(0) && args.xs.size(1) == heads)
       << args.xs.ToString() << " for " << args.x.ToString();
+  WEIR_CHECK(args.bias.num_elements() == heads && args.exp_a.num_elements() == heads)
+      << args.bias.ToString() << " " << args.exp_a.ToString() << " for " << heads << " heads";
   CheckSame(args.x, args.g);
   CheckSame(args.xs, args.v);
+  const int64_t P = args.xs.size(2);
   const float *bias = args.bias.data<float>(), *exp_a = args.exp_a.data<float>();
+  const PointwiseTable& table = Table();
   ForRows(args.x.size(0), heads * P, stream, [&](int64_t r) {
-    const float *x = args.x.row<float>(r), *xs = args.xs.row<float>(r);
+    const float* xs = args.xs.row<float>(r);
     float *g = args.g.row<float>(r), *v = args.v.row<float>(r);
+    table.step_size(args.x.row<float>(r), bias, args.lo, args.hi, g, heads);
     for (int64_t h = 0; h < heads; ++h) {
-      float dt = std::max(Softplus(x[h] + bias[h]), args.lo);
-      if (args.hi > args.lo) dt = std::min(dt, args.hi);
-      g[h] = -exp_a[h] * dt;
-      for (int64_t p = 0; p < P; ++p) v[h * P + p] = dt * xs[h * P + p];
+      table.scale(xs + h * P, g[h], v + h * P, P);
+      g[h] *= -exp_a[h];
     }
   });
 }
 
 void AddSkip(TensorView xs, TensorView d, TensorView out, Stream stream) {
   CheckSame(xs, out);
+  WEIR_CHECK(xs.rank() == 3 && d.num_elements() == xs.size(1))
+      << d.ToString() << " for " << xs.ToString();
   const int64_t heads = xs.size(1), P = xs.size(2);
-  WEIR_CHECK(d.size(0) == heads) << d.ToString() << " for " << xs.ToString();
+  const PointwiseTable& table = Table();
   ForRows(xs.size(0), heads * P, stream, [&](int64_t r) {
-    const float* x = xs.row<float>(r);
-    float* y = out.row<float>(r);
-    for (int64_t i = 0; i < heads * P; ++i) y[i] += d.data<float>()[i / P] * x[i];
+    for (int64_t h = 0; h < heads; ++h) {
+      table.add_scaled(out.row<float>(r) + h * P, xs.row<float>(r) + h * P, d.data<float>()[h], P);
+    }
   });
 }
 
 void EluPlusOne(TensorView x, Stream stream) {
   const int64_t n = Width(x);
-  ForRows(x.size(0), n, stream, [&](int64_t r) {
-    float* y = x.row<float>(r);
-    for (int64_t i = 0; i < n; ++i) y[i] = y[i] > 0.0f ? y[i] + 1.0f : std::exp(y[i]);
-  });
+  const PointwiseTable& table = Table();
+  ForRows(x.size(0), n, stream, [&](int64_t r) { table.elu_plus_one(x.row<float>(r), n); });
 }
 
 void DivideBySum(TensorView x, float eps, Stream stream) {
   const int64_t K = x.size(x.rank() - 1), n = Width(x);
+  const PointwiseTable& table = Table();
   ForRows(x.size(0), n, stream, [&](int64_t r) {
     float* row = x.row<float>(r);
-    for (int64_t i = 0; i < n; i += K) {
-      float sum = 0.0f;
-      for (int64_t c = 0; c < K; ++c) sum += row[i + c];
-      for (int64_t c = 0; c < K; ++c) row[i + c] /= sum + eps;
-    }
+    for (int64_t i = 0; i < n; i += K) table.divide_by_sum(row + i, eps, K);
   });
 }
 

@@ -190,7 +190,7 @@ WEIR_INLINE float Sum(Vec v) {
   return (b[0] + b[2]) + (b[1] + b[3]);
 }
 
-// ---- elementary functions; relative errors measured over the whole range in simd_test ----
+// ---- elementary functions; relative errors measured over the whole range in pointwise_test ----
 
 // e^x, <= 1.1 ulp; 0 for -inf, inf beyond 88.73, gradual underflow, NaN for NaN.
 // Cody & Waite, "Software Manual for the Elementary Functions", 1980: x = n ln 2 + r with n ln 2 in

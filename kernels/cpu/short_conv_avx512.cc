@@ -1,0 +1,9 @@
+#if defined(__x86_64__)
+#include "kernels/cpu/short_conv_body.h"
+
+namespace weir::kernels {
+
+const ShortConvTable kShortConvAvx512 = kShortConvOfThisFile;
+
+}  // namespace weir::kernels
+#endif
