@@ -1,0 +1,28 @@
+# With WEIR_STATIC the imported targets of gRPC, Protobuf, Abseil and their needs are pointed at the
+# static archives that the distribution ships beside the shared libraries: the binary then runs where
+# these libraries are not installed. What has no archive stays shared.
+get_property(weir_imported DIRECTORY PROPERTY IMPORTED_TARGETS)
+foreach(target ${weir_imported})
+  if(NOT target MATCHES "^(absl|gRPC|protobuf|c-ares|ZLIB|OpenSSL)::")
+    continue()
+  endif()
+  get_target_property(configs ${target} IMPORTED_CONFIGURATIONS)
+  set(suffixes "")
+  foreach(config ${configs})
+    list(APPEND suffixes "_${config}")
+  endforeach()
+  foreach(suffix IN ITEMS "" ${suffixes})
+    get_target_property(location ${target} IMPORTED_LOCATION${suffix})
+    if(NOT location MATCHES "^(.*/lib[^/]+)\\.so[.0-9]*$")
+      continue()
+    endif()
+    if(EXISTS ${CMAKE_MATCH_1}.a)
+      set_target_properties(${target} PROPERTIES IMPORTED_LOCATION${suffix} ${CMAKE_MATCH_1}.a)
+    endif()
+  endforeach()
+endforeach()
+
+find_library(WEIR_RE2_ARCHIVE NAMES libre2.a)
+if(TARGET re2::re2 AND WEIR_RE2_ARCHIVE)
+  set_target_properties(re2::re2 PROPERTIES INTERFACE_LINK_LIBRARIES ${WEIR_RE2_ARCHIVE})
+endif()
