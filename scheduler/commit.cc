@@ -1,6 +1,7 @@
 #include "scheduler/commit.h"
 
 #include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "core/check.h"
@@ -25,7 +26,7 @@ void Committer::CommitStep(const StepInFlight& step, StepResult result) {
         << entry.sequence->id;
     --entry.sequence->in_flight;
     if (entry.request->wants_prompt_logprobs) {
-      TakePromptLogprobs(*entry.request, *entry.sequence, output);
+      TakePromptLogprobs(*entry.request, output);
     }
     if (!entry.sampled) continue;
     if (entry.sequence->finished) {
@@ -36,14 +37,11 @@ void Committer::CommitStep(const StepInFlight& step, StepResult result) {
   }
 }
 
-void Committer::TakePromptLogprobs(RunningRequest& request, const Sequence& sequence,
-                                   SequenceOutput& output) {
+void Committer::TakePromptLogprobs(RunningRequest& request, SequenceOutput& output) {
   if (request.ended) return;
   auto& logprobs = request.prompt_logprobs;
-  if (&sequence == &request.sequences.front()) {
-    std::move(output.prompt_logprobs.begin(), output.prompt_logprobs.end(),
-              std::back_inserter(logprobs));
-  }
+  std::move(output.prompt_logprobs.begin(), output.prompt_logprobs.end(),
+            std::back_inserter(logprobs));
   if (static_cast<int32_t>(logprobs.size()) < request.prompt_tokens() - 1) return;
   request.wants_prompt_logprobs = false;
   if (!request.request.sink->OnPromptLogprobs(std::exchange(logprobs, {}))) {

@@ -32,8 +32,7 @@ class Committer {
   void FinishQueued(const Request& request, int64_t arrived_us, FinishReason reason);
 
  private:
-  void TakePromptLogprobs(RunningRequest& request, const Sequence& sequence,
-                          SequenceOutput& output);
+  void TakePromptLogprobs(RunningRequest& request, SequenceOutput& output);
   void TakeToken(RunningRequest& request, Sequence& sequence, TokenLogprob chosen);
   void EndRequest(RunningRequest& request);
 

@@ -88,6 +88,11 @@ TEST(MailboxTest, IsBoundedByTokens) {
   EXPECT_EQ(refusal, Refusal::kQueueTokens);
   EXPECT_TRUE(mailbox.Submit(Make(3, 2), 0, &refusal).ok());
   EXPECT_EQ(mailbox.queued_tokens(), 5);
+  EngineNews news;
+  news.left_queue = {3, 2};
+  mailbox.Publish(news);
+  EXPECT_EQ(mailbox.queued_tokens(), 0);
+  EXPECT_EQ(mailbox.stats().queued_requests, 0);
 }
 
 TEST(MailboxTest, AnIdMayBeAliveOnce) {

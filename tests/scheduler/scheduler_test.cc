@@ -298,10 +298,13 @@ TEST(SchedulerTest, MoreChoicesThanSequencesInAStepTakeTurns) {
   ExpectAnswer(*bench.sink, request, bench.executor->limits());
 }
 
-TEST(SchedulerTest, ChoiceZeroMayEndBeforeTheFork) {
+class EndsBeforeTheFork : public ::testing::TestWithParam<int32_t> {};
+INSTANTIATE_TEST_SUITE_P(Depths, EndsBeforeTheFork, ::testing::Values(1, 2));
+
+TEST_P(EndsBeforeTheFork, ThePrefixIsRunForTheOthers) {
   SchedulerOptions options;
   options.prefill_chunk_tokens = 4;
-  Bench bench({}, options);
+  Bench bench(InFlight(GetParam()), options);
   Request request = bench.Make(std::vector<int32_t>(30, 5), 6);
   request.num_choices = 3;
   ASSERT_TRUE(bench.scheduler->Submit(request).ok());
@@ -443,6 +446,36 @@ TEST(SchedulerTest, ASlowReaderIsCancelledAndNobodyElse) {
   EXPECT_EQ(slow_sink->choice(1).reason, FinishReason::kSlowReader);
   EXPECT_EQ(slow_sink->choice(0).generated_tokens + slow_sink->choice(1).generated_tokens, 5);
   ExpectAnswer(*other_sink, other, bench.executor->limits());
+  bench.ExpectFree();
+}
+
+// Refuses the first token of choice 1 and would take all others.
+class RefusesOne final : public TokenSink {
+ public:
+  bool OnPromptLogprobs(std::vector<TokenLogprob>) override { return true; }
+  bool OnToken(const TokenEvent& event) override { return event.choice != 1 || refused_++ > 0; }
+  void OnChoiceFinished(const ChoiceFinished& finished) override {
+    EXPECT_EQ(finished.reason, FinishReason::kSlowReader);
+    EXPECT_EQ(finished.generated_tokens, finished.choice == 0 ? 1 : 0);
+    ++finished_;
+  }
+  void OnRequestFinished(const RequestTimes&) override { EXPECT_EQ(finished_, 3); }
+  int finished() const { return finished_; }
+
+ private:
+  int refused_ = 0;
+  int finished_ = 0;
+};
+
+TEST(SchedulerTest, OneRefusedTokenEndsTheWholeRequest) {
+  Bench bench;
+  Request request = bench.Make({2}, 20);
+  request.num_choices = 3;
+  const auto sink = std::make_shared<RefusesOne>();
+  request.sink = sink;
+  ASSERT_TRUE(bench.scheduler->Submit(request).ok());
+  bench.Run();
+  EXPECT_EQ(sink->finished(), 3);
   bench.ExpectFree();
 }
 

@@ -62,6 +62,8 @@ struct Client {
   int64_t capacity = INT64_MAX;
   int64_t arrives_turn = 0;
   int64_t cancel_turn = -1;
+  int64_t early_stop_turn = -1;  // StopChoice without a token: before the fork, too
+  int32_t early_stop_choice = 0;
   int32_t stop_on = -1;          // a token that ends its choice: the server saw a stop string
   int64_t stop_delay_turns = 0;  // between the token and StopChoice
   bool accepted = false;
@@ -119,7 +121,8 @@ class World {
   std::vector<DelayedStop> stops_;
   int64_t turn_ = 0;
   int64_t drain_turn_ = -1;
-  int64_t drain_us_ = 0;
+  int64_t drain_us_ = 0;  // from now; once it drains: on the clock
+  int64_t late_us_ = 0;   // how long after a deadline an end may come
   bool drained_ = false;
   bool stopped_ = false;
   int64_t stop_turn_ = -1;
@@ -148,6 +151,9 @@ void World::BuildExecutor() {
   fake.clock = &clock_;
   fake.step_us = dice_.Pick<int64_t>({0, 100, 3000});
   fake.token_us = dice_.Pick<int64_t>({0, 7, 50});
+  // Ends are noticed between two steps; an idle turn takes a millisecond.
+  late_us_ =
+      (1 + limits.max_in_flight) * (fake.step_us + limits.max_step_tokens * fake.token_us) + 1000;
   executor_ = std::make_unique<weir::testing::FakeExecutor>(fake);
 }
 
@@ -207,6 +213,10 @@ std::unique_ptr<Client> World::MakeClient(RequestId id) {
     client->stop_on = static_cast<int32_t>(dice_.Roll(0, limits.vocab_size - 1));
     client->stop_delay_turns = dice_.Roll(0, 3);
   }
+  if (dice_.OneIn(6)) {
+    client->early_stop_turn = client->arrives_turn + dice_.Roll(0, 12);
+    client->early_stop_choice = static_cast<int32_t>(dice_.Roll(0, request.num_choices - 1));
+  }
   Client* raw = client.get();
   client->sink->SetOnToken([this, raw](const TokenEvent& event) { OnToken(*raw, event); });
   return client;
@@ -253,6 +263,11 @@ void World::Act() {
       scheduler_->Cancel(client->request.id);
     }
   }
+  for (const auto& client : clients_) {
+    if (client->early_stop_turn != turn_) continue;
+    client->stopped[client->early_stop_choice] = true;
+    scheduler_->StopChoice(client->request.id, client->early_stop_choice);
+  }
   for (const DelayedStop& stop : stops_) {
     if (stop.turn == turn_) scheduler_->StopChoice(stop.id, stop.choice);
   }
@@ -262,7 +277,8 @@ void World::Act() {
   }
   if (drain_turn_ == turn_) {
     drained_ = true;
-    scheduler_->Drain(clock_.NowUs() + drain_us_);
+    drain_us_ += clock_.NowUs();
+    scheduler_->Drain(drain_us_);
   }
 }
 
@@ -309,6 +325,12 @@ void World::Judge(const Client& client) {
                        (times.first_token_us == 0 || times.first_token_us >= times.started_us) &&
                        (times.started_us == 0 || times.started_us >= times.arrived_us);
   if (!ordered) Fault("request ", id, ": times out of order");
+  int64_t by_us = client.request.deadline_us > 0 ? client.request.deadline_us : INT64_MAX;
+  if (drained_) by_us = std::min(by_us, drain_us_);
+  const int64_t at_most_us = std::max(by_us, times.arrived_us) + late_us_;
+  if (by_us < INT64_MAX && times.finished_us > at_most_us) {
+    Fault("request ", id, ": ended ", times.finished_us - by_us, " us after its last moment");
+  }
   for (int32_t choice = 0; choice < client.request.num_choices; ++choice) {
     if (!client.sink->choice_finished(choice)) {
       Fault("request ", id, " ended without choice ", choice);
@@ -356,7 +378,7 @@ void World::JudgeChoice(const Client& client, int32_t choice) {
       right = std::ssize(client.sink->events()) == client.capacity;
       break;
     case FinishReason::kDrained:
-      right = drained_ || stopped_;
+      right = stopped_ || (drained_ && client.sink->times().finished_us >= drain_us_);
       break;
   }
   if (!right) Fault(who, " ended for reason ", static_cast<int>(finished.reason), " without cause");
