@@ -18,18 +18,18 @@ inline int64_t AlignState(int64_t bytes) {
   return (bytes + kStateAlignment - 1) / kStateAlignment * kStateAlignment;
 }
 
-// Tokens of several sequences, one after another. Sequences with one token come first: they go through
-// the step form of a recurrence and the others through the chunk form, so that which form a sequence
-// gets depends on its own run alone. Sequences of a batch have at least one token each.
+// Tokens of several sequences, one after another. Sequences with one token come first: they go
+// through the step form of a recurrence and the others through the chunk form, so that which form a
+// sequence gets depends on its own run alone. Sequences of a batch have at least one token each.
 struct BatchView {
   int tokens = 0;
   int sequences = 0;
-  int singles = 0;         // the first `singles` sequences have one token each
-  TensorView offsets;      // [sequences + 1] i32: sequence s owns tokens [offsets[s], offsets[s + 1])
-  TensorView slots;        // [sequences] i32
-  TensorView fresh;        // [sequences] u8: 1: the state starts from zero
-  TensorView cached;       // [sequences] i32: entries that attention has stored before
-  TensorView positions;    // [tokens] i32, absolute
+  int singles = 0;       // the first `singles` sequences have one token each
+  TensorView offsets;    // [sequences + 1] i32: sequence s owns tokens [offsets[s], offsets[s + 1])
+  TensorView slots;      // [sequences] i32
+  TensorView fresh;      // [sequences] u8: 1: the state starts from zero
+  TensorView cached;     // [sequences] i32: entries that attention has stored before
+  TensorView positions;  // [tokens] i32, absolute
   TensorView block_table;  // [sequences, columns] i32; undefined when no layer uses pages
 };
 
@@ -51,7 +51,8 @@ class Scratch {
 
   static absl::StatusOr<Scratch> Allocate(int64_t floats) {
     Scratch scratch;
-    ASSIGN_OR_RETURN(scratch.buffer_, Buffer::Allocate(static_cast<size_t>(floats) * 4, "activations"));
+    ASSIGN_OR_RETURN(scratch.buffer_,
+                     Buffer::Allocate(static_cast<size_t>(floats) * 4, "activations"));
     return scratch;
   }
 
@@ -61,7 +62,8 @@ class Scratch {
     float* at = buffer_.as<float>() + used_;
     used_ += (rows * width + kAlignFloats - 1) / kAlignFloats * kAlignFloats;
     WEIR_CHECK(used_ * 4 <= static_cast<int64_t>(buffer_.size_bytes()))
-        << "scratch of " << buffer_.size_bytes() << " bytes, [" << rows << ", " << width << "] more";
+        << "scratch of " << buffer_.size_bytes() << " bytes, [" << rows << ", " << width
+        << "] more";
     return TensorView(at, {rows, width});
   }
 

@@ -35,8 +35,8 @@ absl::Status ReadIds(const SafetensorsFile& file, const StoredTensor& tensor, in
     int64_t id = 0;
     std::memcpy(&id, tensor.data + 8 * i, 8);
     if (id < 0 || id >= vocab_size) {
-      return absl::InvalidArgumentError(absl::StrCat(file.path(), ": ", tensor.name, " holds token ",
-                                                     id, ", but the model has ", vocab_size));
+      return absl::InvalidArgumentError(absl::StrCat(
+          file.path(), ": ", tensor.name, " holds token ", id, ", but the model has ", vocab_size));
     }
     ids->push_back(static_cast<int32_t>(id));
   }
@@ -45,7 +45,7 @@ absl::Status ReadIds(const SafetensorsFile& file, const StoredTensor& tensor, in
 
 // What one path gave for one prompt.
 struct PathResult {
-  std::vector<float> logits;  // [T, vocab]
+  std::vector<float> logits;                    // [T, vocab]
   std::vector<std::vector<float>> greedy_rows;  // the row from which each greedy token is chosen
 };
 
@@ -89,8 +89,8 @@ class Checker {
     return Judge(name, results);
   }
 
-  // All prompts in one batch. Those with an even number come first but for their last tokens, which are
-  // decoded while the others' whole prompts pass; then all continue together.
+  // All prompts in one batch. Those with an even number come first but for their last tokens, which
+  // are decoded while the others' whole prompts pass; then all continue together.
   absl::StatusOr<PathReport> Packed() {
     ManualEngine engine(model_->executor(), seed_ + 1);
     std::vector<PathResult> results(prompts_.size());
@@ -246,8 +246,9 @@ absl::StatusOr<std::vector<ExpectedPrompt>> ReadExpected(const std::string& path
         logits->shape != shape) {
       return absl::InvalidArgumentError(absl::StrCat(
           path, ": logits_", i, " must be F32 [", shape[0], ", ", shape[1], "] beside prompt_", i,
-          logits == nullptr ? "; it is missing"
-                            : absl::StrCat("; it is ", logits->dtype_name, " ", logits->ShapeString())));
+          logits == nullptr
+              ? "; it is missing"
+              : absl::StrCat("; it is ", logits->dtype_name, " ", logits->ShapeString())));
     }
     prompt.logits.resize(static_cast<size_t>(logits->bytes) / 4);
     std::memcpy(prompt.logits.data(), logits->data, static_cast<size_t>(logits->bytes));
@@ -336,7 +337,8 @@ absl::StatusOr<int> ManualEngine::Restore(absl::Span<const std::byte> state, int
   ASSIGN_OR_RETURN(const int index, Open(max_tokens));
   Sequence& sequence = sequences_[static_cast<size_t>(index)];
   const auto pages = static_cast<size_t>(executor_->limits().layout.PagesFor(position));
-  executor_->CopyIn(sequence.slot, absl::MakeConstSpan(sequence.pages).subspan(0, pages), state.data());
+  executor_->CopyIn(sequence.slot, absl::MakeConstSpan(sequence.pages).subspan(0, pages),
+                    state.data());
   sequence.position = position;
   return index;
 }

@@ -1,5 +1,5 @@
-// Does this build on this machine reproduce reference logits, on every path by which a sequence can be
-// run? Behind `weir check` and the golden tests.
+// Does this build on this machine reproduce reference logits, on every path by which a sequence can
+// be run? Behind `weir check` and the golden tests.
 #pragma once
 
 #include <cstdint>
@@ -20,12 +20,13 @@ struct ExpectedPrompt {
   std::vector<int32_t> greedy;  // the argmax continuation; may be empty
 };
 
-// Reads prompt_<i> (int64 [T]), logits_<i> (float32 [T, vocab]) and, where present, greedy_<i> (int64
-// [N]) for i = 0, 1, ... INVALID_ARGUMENT for other types or shapes, ids out of range, or no prompt.
+// Reads prompt_<i> (int64 [T]), logits_<i> (float32 [T, vocab]) and, where present, greedy_<i>
+// (int64 [N]) for i = 0, 1, ... INVALID_ARGUMENT for other types or shapes, ids out of range, or no
+// prompt.
 absl::StatusOr<std::vector<ExpectedPrompt>> ReadExpected(const std::string& path, int vocab_size);
 
-// Drives an executor by hand: sequences with slots and pages of their own, taken in an order that the
-// seed shuffles. One thread; nobody else may use the executor meanwhile.
+// Drives an executor by hand: sequences with slots and pages of their own, taken in an order that
+// the seed shuffles. One thread; nobody else may use the executor meanwhile.
 class ManualEngine {
  public:
   ManualEngine(scheduler::Executor* executor, uint64_t seed);
@@ -66,16 +67,16 @@ double RelativeError(absl::Span<const float> ours, absl::Span<const float> refer
 double MaxAbsError(absl::Span<const float> ours, absl::Span<const float> reference);
 
 struct PathReport {
-  std::string path;              // "whole", "chunks", "token by token", "packed"
-  double relative_error = 0;     // of the worst prompt
-  double max_abs_error = 0;      // over all prompts
+  std::string path;           // "whole", "chunks", "token by token", "packed"
+  double relative_error = 0;  // of the worst prompt
+  double max_abs_error = 0;   // over all prompts
   int worst_prompt = -1;
-  int greedy_tokens = 0;         // expected, all prompts together
+  int greedy_tokens = 0;  // expected, all prompts together
   int greedy_equal = 0;
   // Unequal, but our logits of the two candidates differ by less than the tolerance (of the row's
   // largest logit): reported, not failed.
   int greedy_ties = 0;
-  bool ok = false;               // error within the tolerance; greedy tokens equal or ties
+  bool ok = false;  // error within the tolerance; greedy tokens equal or ties
 };
 
 struct CheckReport {
@@ -86,11 +87,11 @@ struct CheckReport {
   bool ok = false;  // all paths
 };
 
-// Loads the model at `path` and compares it with `expected_path` (empty: expected.safetensors in the
-// folder) on every path: each prompt whole; cut into chunks at random places; token by token; all
-// prompts packed in one batch, some in mid-decode. Slots, pages and tokens per step are chosen to fit
-// where `options` leaves them open. Errors as LoadModel and ReadExpected; a disagreement is not an
-// error but a report that is not ok.
+// Loads the model at `path` and compares it with `expected_path` (empty: expected.safetensors in
+// the folder) on every path: each prompt whole; cut into chunks at random places; token by token;
+// all prompts packed in one batch, some in mid-decode. Slots, pages and tokens per step are chosen
+// to fit where `options` leaves them open. Errors as LoadModel and ReadExpected; a disagreement is
+// not an error but a report that is not ok.
 absl::StatusOr<CheckReport> CheckModel(const std::string& path, const std::string& expected_path,
                                        LoadOptions options, double tolerance, uint64_t seed);
 

@@ -323,8 +323,7 @@ absl::Status Fields::status() const {
   const std::vector<std::string>& all = state_->complaints;
   if (all.empty()) return absl::OkStatus();
   constexpr size_t kShown = 20;
-  std::string text =
-      absl::StrJoin(all.begin(), all.begin() + std::min(all.size(), kShown), "; ");
+  std::string text = absl::StrJoin(all.begin(), all.begin() + std::min(all.size(), kShown), "; ");
   if (all.size() > kShown) absl::StrAppend(&text, "; and ", all.size() - kShown, " more");
   return absl::InvalidArgumentError(absl::StrCat(state_->document, ": ", text));
 }

@@ -18,9 +18,9 @@ namespace internal {
 struct JsonState;
 }
 
-// One JSON object of the document. Cheap to copy; copies share the list of complaints and the record of
-// which keys were read. A reader that fails records why and returns a value inside its bounds, so that
-// parsing can go on to the next field; nothing may be built before status() is ok.
+// One JSON object of the document. Cheap to copy; copies share the list of complaints and the
+// record of which keys were read. A reader that fails records why and returns a value inside its
+// bounds, so that parsing can go on to the next field; nothing may be built before status() is ok.
 class Fields {
  public:
   // INVALID_ARGUMENT when `text` is not one JSON object. `document` ("config.json") leads messages.
@@ -39,7 +39,8 @@ class Fields {
   double Number(absl::string_view key, double min, double max,
                 std::optional<double> fallback = std::nullopt) const;
   bool Bool(absl::string_view key, bool fallback) const;
-  std::string String(absl::string_view key, std::optional<std::string> fallback = std::nullopt) const;
+  std::string String(absl::string_view key,
+                     std::optional<std::string> fallback = std::nullopt) const;
   // One of `allowed`, refused by name otherwise.
   std::string Choice(absl::string_view key, std::initializer_list<absl::string_view> allowed,
                      std::optional<std::string> fallback = std::nullopt) const;

@@ -11,8 +11,8 @@
 namespace weir::model {
 
 struct StepCost {
-  // Read once per step, whatever the batch: all matrices (the embedding table only where it is the head)
-  // and small parameters.
+  // Read once per step, whatever the batch: all matrices (the embedding table only where it is the
+  // head) and small parameters.
   int64_t weight_bytes = 0;
   // Read and written per sequence and step of decode: recurrent state and conv windows.
   int64_t state_bytes = 0;
@@ -34,9 +34,8 @@ struct StepCost {
   // One step of decode: `batch` sequences at `context` tokens each.
   double DecodeBytes(int64_t batch, int64_t context) const {
     return static_cast<double>(weight_bytes) +
-           static_cast<double>(batch) *
-               static_cast<double>(2 * state_bytes + ring_bytes +
-                                   kv_bytes_per_context_token * context);
+           static_cast<double>(batch) * static_cast<double>(2 * state_bytes + ring_bytes +
+                                                            kv_bytes_per_context_token * context);
   }
   double DecodeFlops(int64_t batch, int64_t context) const {
     return static_cast<double>(batch) *
@@ -51,8 +50,8 @@ struct StepCost {
   }
 };
 
-// From config.json (and tensor names) alone; errors as DescribeModel. Routed mixers count by the share
-// of tokens that an even router sends them.
+// From config.json (and tensor names) alone; errors as DescribeModel. Routed mixers count by the
+// share of tokens that an even router sends them.
 absl::StatusOr<StepCost> EstimateCost(const std::string& path, const LoadOptions& options);
 
 }  // namespace weir::model

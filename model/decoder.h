@@ -42,8 +42,8 @@ class Decoder {
   // Floats per token that Forward takes of the scratch, beside what layers take.
   static int64_t OwnScratchFloats(const ModelDescription& model) { return 2 * model.hidden_size; }
 
-  // h [tokens, D]: the residual stream after the last layer. ids [tokens] i32. Advances the states of
-  // the batch's slots.
+  // h [tokens, D]: the residual stream after the last layer. ids [tokens] i32. Advances the states
+  // of the batch's slots.
   void Forward(const StepContext& step, TensorView ids, TensorView h) const;
 
   // logits [n, vocab] of the rows `rows` [n] i32 of h. Takes 2 * n * D floats of scratch.

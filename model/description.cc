@@ -17,8 +17,8 @@ std::string MixerPrefix(int layer, int mixer) {
   return absl::StrCat(LayerPrefix(layer), "mixers.", mixer, ".");
 }
 
-// Llama 3's rule (Grattafiori et al., "The Llama 3 Herd of Models", 2024): slow pairs are stretched by
-// `factor`, fast ones kept, those between blended.
+// Llama 3's rule (Grattafiori et al., "The Llama 3 Herd of Models", 2024): slow pairs are stretched
+// by `factor`, fast ones kept, those between blended.
 std::vector<float> RopeFrequencies(const RopeParams& rope) {
   std::vector<float> frequencies;
   for (int i = 0; i < rope.dim / 2; ++i) {
@@ -27,9 +27,9 @@ std::vector<float> RopeFrequencies(const RopeParams& rope) {
       f /= rope.factor;
     } else if (rope.scaling == RopeParams::Scaling::kLlama3) {
       const double turns = rope.original_max_position * f / (2 * std::numbers::pi);
-      const double keep = std::clamp((turns - rope.low_freq_factor) /
-                                         (rope.high_freq_factor - rope.low_freq_factor),
-                                     0.0, 1.0);
+      const double keep = std::clamp(
+          (turns - rope.low_freq_factor) / (rope.high_freq_factor - rope.low_freq_factor), 0.0,
+          1.0);
       f = (1 - keep) * f / rope.factor + keep * f;
     }
     frequencies.push_back(static_cast<float>(f));

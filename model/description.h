@@ -65,7 +65,7 @@ struct DeltaParams {
   bool allow_neg_eigval = false;
   bool output_gate = true;
   QkActivation qk_activation = QkActivation::kSilu;
-  bool l2_norm = true;  // false: q and k are divided by their sum
+  bool l2_norm = true;               // false: q and k are divided by their sum
   std::optional<float> lower_bound;  // kVector
   ConvParams conv;
   float norm_eps = 1e-6f;
@@ -134,7 +134,7 @@ struct LayerDescription {
   };
   Join join = Join::kSum;
   std::vector<MixerDescription> mixers;  // not empty
-  bool listed = false;  // the config wrote a list of mixers, be it of one
+  bool listed = false;                   // the config wrote a list of mixers, be it of one
   int top_k = 1;
   bool norm_topk_prob = false;
   std::optional<FeedForwardDescription> feed_forward;
@@ -159,7 +159,17 @@ struct ModelDescription {
 
 // One tensor that the forward pass needs, under our own name.
 struct TensorNeed {
-  enum class Role : unsigned char { kMatrix, kTable, kRouter, kConv, kNorm, kBias, kDecay, kStep, kSkip };
+  enum class Role : unsigned char {
+    kMatrix,
+    kTable,
+    kRouter,
+    kConv,
+    kNorm,
+    kBias,
+    kDecay,
+    kStep,
+    kSkip
+  };
   std::string name;  // "layers.3.mixers.0.q_proj.weight": layers and mixers always numbered
   std::vector<int64_t> shape;
   Role role = Role::kMatrix;

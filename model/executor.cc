@@ -81,7 +81,8 @@ class CpuExecutor final : public scheduler::Executor {
     std::memcpy(state.slots + slot * state.slot_bytes, from, static_cast<size_t>(state.slot_bytes));
     from += state.slot_bytes;
     for (const int32_t page : pages) {
-      std::memcpy(state.pages + page * state.page_bytes, from, static_cast<size_t>(state.page_bytes));
+      std::memcpy(state.pages + page * state.page_bytes, from,
+                  static_cast<size_t>(state.page_bytes));
       from += state.page_bytes;
     }
   }

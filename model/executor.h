@@ -1,5 +1,5 @@
-// The CPU executor: steps run on a thread of its own, in the order in which they were submitted, so that
-// the engine plans the next step while one runs.
+// The CPU executor: steps run on a thread of its own, in the order in which they were submitted, so
+// that the engine plans the next step while one runs.
 #pragma once
 
 #include <memory>

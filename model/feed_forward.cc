@@ -38,7 +38,8 @@ void FeedForward::Forward(const StepContext& step, TensorView x, TensorView out)
   kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
   TensorView inner = in.Columns(0, size);
   if (description_.gated) {
-    kernels::GateMultiply(inner, in.Columns(size, size), description_.activation, inner, step.stream);
+    kernels::GateMultiply(inner, in.Columns(size, size), description_.activation, inner,
+                          step.stream);
   } else {
     kernels::Activate(inner, description_.activation, inner, step.stream);
   }

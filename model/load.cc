@@ -45,7 +45,8 @@ absl::StatusOr<std::string> ReadFile(const std::string& path) {
   return text;
 }
 
-// "models/weir-tiny/" -> "weir-tiny"; of a file its folder and name matter not: "x/shape.json" -> "shape".
+// "models/weir-tiny/" -> "weir-tiny"; of a file its folder and name matter not: "x/shape.json" ->
+// "shape".
 std::string NameOf(std::string path) {
   while (path.size() > 1 && path.back() == '/') path.pop_back();
   const size_t slash = path.rfind('/');
@@ -102,9 +103,8 @@ DType MainDType(const ModelFolder& folder) {
       bytes[*tensor->dtype] += tensor->bytes;
     }
   }
-  const auto most = std::max_element(bytes.begin(), bytes.end(), [](const auto& a, const auto& b) {
-    return a.second < b.second;
-  });
+  const auto most = std::max_element(
+      bytes.begin(), bytes.end(), [](const auto& a, const auto& b) { return a.second < b.second; });
   return most == bytes.end() ? DType::kF32 : most->first;
 }
 
@@ -214,8 +214,8 @@ absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadO
   if (folder_given) RETURN_IF_ERROR(ReadGenerationConfig(path, &folder.description));
   if (!options.random_weights) {
     ASSIGN_OR_RETURN(folder.checkpoint, Checkpoint::Open(path));
-    RETURN_IF_ERROR(WeightReader::Create(folder.description, *folder.family, &*folder.checkpoint, {},
-                                         &folder.info.skipped_tensors)
+    RETURN_IF_ERROR(WeightReader::Create(folder.description, *folder.family, &*folder.checkpoint,
+                                         {}, &folder.info.skipped_tensors)
                         .status());
   }
   FillInfo(path, options, &folder);
@@ -231,8 +231,8 @@ absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadO
 absl::StatusOr<cache::CacheSize> ChooseCacheSize(const cache::StateLayout& layout,
                                                  const LoadOptions& options, int max_position,
                                                  int64_t budget_bytes) {
-  // Without a word from the user: room for this many tokens beside each slot, and no more slots than
-  // four full steps can use.
+  // Without a word from the user: room for this many tokens beside each slot, and no more slots
+  // than four full steps can use.
   constexpr int64_t kTypicalTokens = 4096;
   const int64_t most_slots = int64_t{4} * options.max_step_sequences;
   const int64_t least = layout.BytesFor(1);
@@ -291,10 +291,9 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const std::string& path,
   const int64_t budget = options.memory_bytes > 0
                              ? options.memory_bytes
                              : std::max<int64_t>(0, AvailableMemory() - info.workspace_bytes) / 2;
-  ASSIGN_OR_RETURN(limits.cache,
-                   ChooseCacheSize(info.layout, options, info.max_position, budget));
-  info.workspace_bytes = StepRunner::WorkspaceBytes(info.hidden_size, limits,
-                                                    folder.plan.scratch_floats_per_token);
+  ASSIGN_OR_RETURN(limits.cache, ChooseCacheSize(info.layout, options, info.max_position, budget));
+  info.workspace_bytes =
+      StepRunner::WorkspaceBytes(info.hidden_size, limits, folder.plan.scratch_floats_per_token);
   ASSIGN_OR_RETURN(StepRunner runner,
                    StepRunner::Make(decoder.get(), info.hidden_size, limits, folder.kv_dtype,
                                     folder.plan.scratch_floats_per_token, stream));

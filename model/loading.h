@@ -26,8 +26,8 @@ struct ModelFolder {
 // Errors as DescribeModel.
 absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadOptions& options);
 
-// Slots and pages for `budget_bytes`, or as the options fix them. RESOURCE_EXHAUSTED with the numbers
-// when not even one sequence fits.
+// Slots and pages for `budget_bytes`, or as the options fix them. RESOURCE_EXHAUSTED with the
+// numbers when not even one sequence fits.
 absl::StatusOr<cache::CacheSize> ChooseCacheSize(const cache::StateLayout& layout,
                                                  const LoadOptions& options, int max_position,
                                                  int64_t budget_bytes);

@@ -23,7 +23,8 @@ struct ModelInfo {
   int32_t hidden_size = 0;
   int32_t num_layers = 0;
   int32_t max_position = 0;
-  std::map<std::string, int> layers_by_mixer;  // "gated_deltanet": 18; parts of joined layers count too
+  std::map<std::string, int>
+      layers_by_mixer;                   // "gated_deltanet": 18; parts of joined layers count too
   DType checkpoint_dtype = DType::kF32;  // of most weight bytes
   DType compute_dtype = DType::kF32;     // weights and products as served
   int64_t num_parameters = 0;
@@ -31,17 +32,21 @@ struct ModelInfo {
   int64_t weight_bytes = 0;     // in memory as served
   int64_t workspace_bytes = 0;  // activations of the largest step
   cache::StateLayout layout;
-  std::vector<int32_t> bos_ids, eos_ids;  // of config.json and generation_config.json
+  std::vector<int32_t> bos_ids, eos_ids;     // of config.json and generation_config.json
   std::vector<std::string> skipped_tensors;  // in the checkpoint and deliberately not served
 };
 
-enum class ComputeDType : unsigned char { kAuto, kF32, kBF16 };  // auto: as the checkpoint; f16 -> bf16
+enum class ComputeDType : unsigned char {
+  kAuto,
+  kF32,
+  kBF16
+};  // auto: as the checkpoint; f16 -> bf16
 
 struct LoadOptions {
   ComputeDType dtype = ComputeDType::kAuto;
-  int32_t slots = 0;            // 0: from the memory budget
-  int32_t pages = 0;            // 0: from the memory budget
-  int64_t memory_bytes = 0;     // budget for slots and pages together; 0: a default from free memory
+  int32_t slots = 0;         // 0: from the memory budget
+  int32_t pages = 0;         // 0: from the memory budget
+  int64_t memory_bytes = 0;  // budget for slots and pages together; 0: a default from free memory
   int32_t page_tokens = 16;
   int32_t max_step_tokens = 512;
   int32_t max_step_sequences = 64;

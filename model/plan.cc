@@ -30,9 +30,9 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dt
       page += AlignState(needs.kv_bytes_per_token * page_tokens);
       mixing = std::max(mixing, needs.scratch_floats);
       if (std::max({slot, page, 4 * mixing}) > kMaxPartBytes) {
-        return absl::ResourceExhaustedError(absl::StrCat(
-            "the model needs more than ", kMaxPartBytes,
-            " bytes for the state or the activations of one sequence"));
+        return absl::ResourceExhaustedError(
+            absl::StrCat("the model needs more than ", kMaxPartBytes,
+                         " bytes for the state or the activations of one sequence"));
       }
     }
     if (routed) {
@@ -41,7 +41,8 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dt
       // Router probabilities, gathered input and output of one mixer.
       mixing += count + 2 * model.hidden_size;
     }
-    const int64_t feeding = layer.feed_forward ? FeedForward::ScratchFloats(*layer.feed_forward) : 0;
+    const int64_t feeding =
+        layer.feed_forward ? FeedForward::ScratchFloats(*layer.feed_forward) : 0;
     out.scratch_floats = std::max(mixing, feeding);
     plan.scratch_floats_per_token = std::max(plan.scratch_floats_per_token, out.scratch_floats);
     plan.layers.push_back(std::move(out));

@@ -1,5 +1,5 @@
-// The memory of a model, laid out before any weight is read: where each mixer's state lies in a slot and
-// in a page, and how much scratch a step takes.
+// The memory of a model, laid out before any weight is read: where each mixer's state lies in a
+// slot and in a page, and how much scratch a step takes.
 #pragma once
 
 #include <cstdint>
@@ -31,6 +31,7 @@ struct MemoryPlan {
 };
 
 // RESOURCE_EXHAUSTED when one sequence's state or one token's activations are beyond any machine.
-absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dtype, int page_tokens);
+absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dtype,
+                                      int page_tokens);
 
 }  // namespace weir::model

@@ -7,8 +7,9 @@
 
 namespace weir::model {
 
-absl::StatusOr<RoutedMixers> RoutedMixers::Make(const LayerDescription& layer, const LayerPlan& plan,
-                                                int layer_index, WeightReader& weights) {
+absl::StatusOr<RoutedMixers> RoutedMixers::Make(const LayerDescription& layer,
+                                                const LayerPlan& plan, int layer_index,
+                                                WeightReader& weights) {
   RoutedMixers routed;
   ASSIGN_OR_RETURN(routed.router_,
                    weights.Matrix(LayerPrefix(layer_index), {"router.weight"}, DType::kF32));
@@ -111,8 +112,8 @@ void RoutedMixers::Forward(const StepContext& step,
     TensorView in = step.scratch.Floats(part.tokens, x.size(1));
     TensorView out = step.scratch.Floats(part.tokens, x.size(1));
     kernels::GatherRows(x, rows, in, step.stream);
-    mixers[static_cast<size_t>(m)]->Forward({part, step.state, step.scratch, step.routed, step.stream},
-                                            in, out);
+    mixers[static_cast<size_t>(m)]->Forward(
+        {part, step.state, step.scratch, step.routed, step.stream}, in, out);
     kernels::ScatterAddScaled(h, out, rows, TensorView(step.routed.weights.data(), {part.tokens}),
                               step.stream);
   }

@@ -1,5 +1,5 @@
-// The routed join: a router picks, per token, which of a layer's mixers act on it. A mixer runs on the
-// subsequence of tokens that picked it and keeps its state as it was for the others
+// The routed join: a router picks, per token, which of a layer's mixers act on it. A mixer runs on
+// the subsequence of tokens that picked it and keeps its state as it was for the others
 // (docs/hybrid-format.md).
 #pragma once
 
@@ -23,8 +23,8 @@ class RoutedMixers {
 
   // h += scale * sum over the picked mixers of weight * mixer(x); x, h [tokens, D].
   //
-  // Each mixer's counter in the slot holds how many tokens it has seen: it says whether its state is
-  // still to start from zero and how many entries its attention has stored.
+  // Each mixer's counter in the slot holds how many tokens it has seen: it says whether its state
+  // is still to start from zero and how many entries its attention has stored.
   void Forward(const StepContext& step, const std::vector<std::unique_ptr<Mixer>>& mixers,
                TensorView x, float scale, TensorView h) const;
 

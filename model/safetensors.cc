@@ -33,11 +33,11 @@ struct TypeInfo {
   std::optional<DType> dtype;
 };
 const TypeInfo kTypes[] = {
-    {"F32", 4, DType::kF32},     {"BF16", 2, DType::kBF16},   {"F16", 2, DType::kF16},
-    {"I32", 4, DType::kI32},     {"I64", 8, DType::kI64},     {"U8", 1, DType::kU8},
-    {"BOOL", 1, std::nullopt},   {"I8", 1, std::nullopt},     {"I16", 2, std::nullopt},
-    {"U16", 2, std::nullopt},    {"U32", 4, std::nullopt},    {"U64", 8, std::nullopt},
-    {"F64", 8, std::nullopt},    {"F8_E4M3", 1, std::nullopt}, {"F8_E5M2", 1, std::nullopt},
+    {"F32", 4, DType::kF32},      {"BF16", 2, DType::kBF16},    {"F16", 2, DType::kF16},
+    {"I32", 4, DType::kI32},      {"I64", 8, DType::kI64},      {"U8", 1, DType::kU8},
+    {"BOOL", 1, std::nullopt},    {"I8", 1, std::nullopt},      {"I16", 2, std::nullopt},
+    {"U16", 2, std::nullopt},     {"U32", 4, std::nullopt},     {"U64", 8, std::nullopt},
+    {"F64", 8, std::nullopt},     {"F8_E4M3", 1, std::nullopt}, {"F8_E5M2", 1, std::nullopt},
     {"F8_E8M0", 1, std::nullopt},
 };
 
@@ -66,7 +66,8 @@ absl::StatusOr<Mapping> MapFile(const std::string& path) {
   const auto size = static_cast<size_t>(info.st_size);
   if (size < 8) {
     close(fd);
-    return Bad(path, absl::StrCat("it has ", size, " bytes, less than the 8 that hold its header's length"));
+    return Bad(path, absl::StrCat("it has ", size,
+                                  " bytes, less than the 8 that hold its header's length"));
   }
   void* p = mmap(nullptr, size, PROT_READ, MAP_PRIVATE, fd, 0);
   close(fd);
@@ -134,9 +135,11 @@ absl::Status ReadEntry(const std::string& path, const std::string& name, const J
   for (const TypeInfo& candidate : kTypes) {
     if (tensor->dtype_name == candidate.name) type = &candidate;
   }
-  if (type == nullptr) return bad(absl::StrCat("has the unknown dtype ", Quoted(tensor->dtype_name)));
+  if (type == nullptr)
+    return bad(absl::StrCat("has the unknown dtype ", Quoted(tensor->dtype_name)));
   tensor->dtype = type->dtype;
-  if (!shape.is_array() || shape.size() > kMaxRank) return bad("has a shape that is not a short list");
+  if (!shape.is_array() || shape.size() > kMaxRank)
+    return bad("has a shape that is not a short list");
   int64_t bytes = type->bytes;
   for (const Json& size : shape) {
     int64_t n = 0;
@@ -198,7 +201,8 @@ absl::StatusOr<std::string> ReadText(const std::string& path, int64_t max_bytes)
   if (!file) return absl::NotFoundError(absl::StrCat("cannot open ", path));
   const int64_t size = file.tellg();
   if (size < 0 || size > max_bytes) {
-    return absl::DataLossError(absl::StrCat(path, " has ", size, " bytes, too many to be what it claims"));
+    return absl::DataLossError(
+        absl::StrCat(path, " has ", size, " bytes, too many to be what it claims"));
   }
   std::string text(static_cast<size_t>(size), '\0');
   file.seekg(0);
@@ -219,7 +223,8 @@ absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& 
   }
   std::map<std::string, std::string> shards;
   for (const auto& [name, file] : index["weight_map"].items()) {
-    if (!file.is_string()) return bad(absl::StrCat("the file of ", Quoted(name), " is not a string"));
+    if (!file.is_string())
+      return bad(absl::StrCat("the file of ", Quoted(name), " is not a string"));
     std::string shard = file.get<std::string>();
     if (shard.empty() || shard[0] == '.' || shard.find('/') != std::string::npos ||
         shard.find('\0') != std::string::npos) {
@@ -286,8 +291,8 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& folder) {
   } else if (access(single.c_str(), F_OK) == 0) {
     names.insert("model.safetensors");
   } else {
-    return absl::NotFoundError(absl::StrCat(
-        folder, " holds neither model.safetensors nor model.safetensors.index.json"));
+    return absl::NotFoundError(
+        absl::StrCat(folder, " holds neither model.safetensors nor model.safetensors.index.json"));
   }
   Checkpoint checkpoint;
   for (const std::string& name : names) {
@@ -295,15 +300,15 @@ absl::StatusOr<Checkpoint> Checkpoint::Open(const std::string& folder) {
     checkpoint.files_.push_back(std::make_unique<SafetensorsFile>(std::move(file)));
     for (const StoredTensor& tensor : checkpoint.files_.back()->tensors()) {
       if (!checkpoint.tensors_.emplace(tensor.name, &tensor).second) {
-        return absl::DataLossError(absl::StrCat("tensor ", Quoted(tensor.name),
-                                                " is in two files of ", folder));
+        return absl::DataLossError(
+            absl::StrCat("tensor ", Quoted(tensor.name), " is in two files of ", folder));
       }
     }
   }
   for (const auto& [tensor, shard] : promised) {
     if (!checkpoint.tensors_.contains(tensor)) {
-      return absl::DataLossError(
-          absl::StrCat(index, " promises tensor ", Quoted(tensor), " in ", shard, ", which lacks it"));
+      return absl::DataLossError(absl::StrCat(index, " promises tensor ", Quoted(tensor), " in ",
+                                              shard, ", which lacks it"));
     }
   }
   return checkpoint;

@@ -18,8 +18,9 @@ namespace weir::model {
 
 struct StoredTensor {
   std::string name;
-  std::string dtype_name;      // as written: "BF16", "F8_E4M3", ...
-  std::optional<DType> dtype;  // nullopt: a type of the format that this program does not compute with
+  std::string dtype_name;  // as written: "BF16", "F8_E4M3", ...
+  std::optional<DType>
+      dtype;  // nullopt: a type of the format that this program does not compute with
   std::vector<int64_t> shape;
   const std::byte* data = nullptr;  // any alignment; valid while the file is open
   int64_t bytes = 0;
@@ -30,10 +31,10 @@ struct StoredTensor {
 // One mapped file. Movable; StoredTensor::data stays valid until the last owner goes.
 class SafetensorsFile {
  public:
-  // NOT_FOUND when it cannot be opened; DATA_LOSS, naming the file and what is wrong, when it is not a
-  // well-formed file: short, header too long, not UTF-8 or not JSON, a tensor with an unknown type, a
-  // negative or overflowing shape, a size that disagrees with its offsets, offsets past the end,
-  // overlaps, gaps, a name that occurs twice.
+  // NOT_FOUND when it cannot be opened; DATA_LOSS, naming the file and what is wrong, when it is
+  // not a well-formed file: short, header too long, not UTF-8 or not JSON, a tensor with an unknown
+  // type, a negative or overflowing shape, a size that disagrees with its offsets, offsets past the
+  // end, overlaps, gaps, a name that occurs twice.
   static absl::StatusOr<SafetensorsFile> Open(const std::string& path);
 
   const std::string& path() const { return path_; }
@@ -53,13 +54,15 @@ class SafetensorsFile {
 // names.
 class Checkpoint {
  public:
-  // NOT_FOUND when the folder holds neither; otherwise as SafetensorsFile::Open, and DATA_LOSS for an
-  // index that is not valid, names a file outside the folder, promises a tensor that its shard lacks,
-  // or two shards that hold one tensor.
+  // NOT_FOUND when the folder holds neither; otherwise as SafetensorsFile::Open, and DATA_LOSS for
+  // an index that is not valid, names a file outside the folder, promises a tensor that its shard
+  // lacks, or two shards that hold one tensor.
   static absl::StatusOr<Checkpoint> Open(const std::string& folder);
 
   int64_t file_bytes() const;
-  const std::map<std::string, const StoredTensor*, std::less<>>& tensors() const { return tensors_; }
+  const std::map<std::string, const StoredTensor*, std::less<>>& tensors() const {
+    return tensors_;
+  }
   const StoredTensor* Find(absl::string_view name) const;
 
  private:

@@ -65,11 +65,10 @@ absl::StatusOr<StepRunner> StepRunner::Make(const Decoder* decoder, int hidden,
   ASSIGN_OR_RETURN(runner.pages_, allocate(limits.cache.pages * layout.page_bytes, "KV pages"));
   ASSIGN_OR_RETURN(runner.hidden_states_,
                    allocate(int64_t{limits.max_step_tokens} * hidden * 4, "hidden states"));
-  ASSIGN_OR_RETURN(
-      runner.logits_,
-      allocate(int64_t{limits.max_step_sequences} * limits.vocab_size * 4, "logits"));
-  ASSIGN_OR_RETURN(runner.scratch_, Scratch::Allocate(ScratchFloats(hidden, limits,
-                                                                    scratch_floats_per_token)));
+  ASSIGN_OR_RETURN(runner.logits_,
+                   allocate(int64_t{limits.max_step_sequences} * limits.vocab_size * 4, "logits"));
+  ASSIGN_OR_RETURN(runner.scratch_,
+                   Scratch::Allocate(ScratchFloats(hidden, limits, scratch_floats_per_token)));
   StateMemory& state = runner.state_;
   state.slots = runner.slots_.data();
   state.slot_bytes = layout.slot_bytes;
@@ -88,7 +87,8 @@ int32_t StepRunner::PreviousToken(scheduler::SequenceId sequence) const {
   WEIR_CHECK(false) << "sequence " << sequence << " feeds on a step that did not sample it";
 }
 
-void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int at, int first_token) {
+void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int at,
+                              int first_token) {
   const auto s = ToSize(at);
   const auto count = static_cast<int>(sequence.tokens.size());
   first_row_[index] = first_token;
@@ -99,14 +99,16 @@ void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int a
   batch_.cached[s] = sequence.position;
   for (int i = 0; i < count; ++i) {
     const auto t = ToSize(first_token + i);
-    ids_[t] = sequence.feed_previous ? PreviousToken(sequence.sequence) : sequence.tokens[ToSize(i)];
+    ids_[t] =
+        sequence.feed_previous ? PreviousToken(sequence.sequence) : sequence.tokens[ToSize(i)];
     WEIR_CHECK(ids_[t] >= 0 && ids_[t] < limits_.vocab_size) << "token " << ids_[t];
     batch_.positions[t] = sequence.position + i;
   }
   if (batch_.columns > 0) {
     const auto pages = ToSize(limits_.layout.PagesFor(sequence.position + count));
     WEIR_CHECK(sequence.pages.size() >= pages) << sequence.pages.size() << " pages, need " << pages;
-    std::copy_n(sequence.pages.begin(), pages, batch_.block_table.begin() + int64_t{at} * batch_.columns);
+    std::copy_n(sequence.pages.begin(), pages,
+                batch_.block_table.begin() + int64_t{at} * batch_.columns);
   }
 }
 
@@ -174,7 +176,8 @@ void StepRunner::AllLogits(const StepContext& step, absl::Span<const SequenceInp
     size_t written = 0;
     for (size_t at = 0; at < rows.size(); at += head_rows_.size()) {
       const TensorView logits = ComputeLogits(
-          step, absl::MakeConstSpan(rows).subspan(at, std::min(head_rows_.size(), rows.size() - at)));
+          step,
+          absl::MakeConstSpan(rows).subspan(at, std::min(head_rows_.size(), rows.size() - at)));
       std::memcpy(out.data() + written, logits.raw(), ToSize(logits.bytes()));
       written += ToSize(logits.num_elements());
     }

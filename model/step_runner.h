@@ -34,15 +34,16 @@ class StepRunner {
  private:
   // One row of logits that somebody asked for.
   struct WantedRow {
-    int32_t row = 0;       // of the batch
-    size_t sequence = 0;   // of the plan
-    int32_t target = -1;   // prompt log probability of this token
+    int32_t row = 0;      // of the batch
+    size_t sequence = 0;  // of the plan
+    int32_t target = -1;  // prompt log probability of this token
   };
 
   StepRunner(const Decoder* decoder, int hidden, const scheduler::ExecutorLimits& limits,
              Stream stream);
   BatchView Pack(absl::Span<const scheduler::SequenceInput> sequences);
-  void PackSequence(const scheduler::SequenceInput& sequence, size_t index, int at, int first_token);
+  void PackSequence(const scheduler::SequenceInput& sequence, size_t index, int at,
+                    int first_token);
   int32_t PreviousToken(scheduler::SequenceId sequence) const;
 
   // Logits of `rows`, at most max_step_sequences of them, [rows, vocab].
@@ -63,7 +64,7 @@ class StepRunner {
   Scratch scratch_;
   BatchStorage batch_, routed_;
   std::vector<int32_t> ids_, head_rows_;
-  std::vector<int32_t> first_row_;  // of each sequence of the plan
+  std::vector<int32_t> first_row_;                                   // of each sequence of the plan
   std::vector<std::pair<scheduler::SequenceId, int32_t>> previous_;  // sampled by the last step
   std::vector<kernels::SampleRow> sample_rows_;
   std::vector<kernels::SampleResult> sample_results_;

@@ -95,8 +95,8 @@ absl::StatusOr<WeightReader> WeightReader::Create(const ModelDescription& model,
         }
       } else if (!IsFloat(*entry.stored)) {
         if (first) {
-          wrong.push_back(absl::StrCat(name, " is ", entry.stored->dtype_name,
-                                       ", expected F32, BF16 or F16"));
+          wrong.push_back(
+              absl::StrCat(name, " is ", entry.stored->dtype_name, ", expected F32, BF16 or F16"));
         }
       }
     }
@@ -175,10 +175,9 @@ absl::StatusOr<kernels::PackedMatrix> WeightReader::Matrix(const std::string& pr
   }
   auto packed = [&]() -> absl::StatusOr<kernels::PackedMatrix> {
     if (read.front().first->stored == nullptr) {
-      return kernels::PackedMatrix::Random(rows, width, compute,
-                                           HashName(read.front().first->need.name),
-                                           1.0f / std::sqrt(static_cast<float>(width)),
-                                           options_.stream);
+      return kernels::PackedMatrix::Random(
+          rows, width, compute, HashName(read.front().first->need.name),
+          1.0f / std::sqrt(static_cast<float>(width)), options_.stream);
     }
     std::vector<float> zeros(static_cast<size_t>(zero_rows * width), 0.0f);
     size_t next = 0;
@@ -190,8 +189,8 @@ absl::StatusOr<kernels::PackedMatrix> WeightReader::Matrix(const std::string& pr
         AppendPieces(*entry, block.begin, count, &pieces);
       }
     }
-    return kernels::PackedMatrix::PackStacked(pieces.data(), static_cast<int>(pieces.size()), compute,
-                                              options_.stream);
+    return kernels::PackedMatrix::PackStacked(pieces.data(), static_cast<int>(pieces.size()),
+                                              compute, options_.stream);
   }();
   if (packed.ok()) {
     bytes_kept_ += packed->bytes();
@@ -254,14 +253,15 @@ absl::StatusOr<WeightReader::Table> WeightReader::EmbeddingTable(const std::stri
   const int64_t rows = entry.need.shape[0], width = RowElements(entry.need);
   const bool random = entry.stored == nullptr;
   // A bf16 checkpoint stays bf16 whatever the products are computed in: nothing would be gained.
-  const bool narrow = random ? options_.compute == DType::kBF16
-                             : entry.stored->dtype == DType::kBF16 ||
-                                   (entry.stored->dtype == DType::kF16 &&
-                                    options_.compute == DType::kBF16);
+  const bool narrow =
+      random ? options_.compute == DType::kBF16
+             : entry.stored->dtype == DType::kBF16 ||
+                   (entry.stored->dtype == DType::kF16 && options_.compute == DType::kBF16);
   Table table;
   const DType dtype = narrow ? DType::kBF16 : DType::kF32;
-  ASSIGN_OR_RETURN(table.buffer, Buffer::Allocate(static_cast<size_t>(rows * width * DTypeSize(dtype)),
-                                                  "the embedding table"));
+  ASSIGN_OR_RETURN(table.buffer,
+                   Buffer::Allocate(static_cast<size_t>(rows * width * DTypeSize(dtype)),
+                                    "the embedding table"));
   table.view = TensorView(table.buffer.data(), dtype, {rows, width});
   const uint64_t seed = HashName(name);
   options_.stream.pool->ParallelRanges(rows, 64, [&](int64_t begin, int64_t end) {

@@ -1,4 +1,5 @@
-// From checkpoint tensors to the weights that the forward pass reads: checked, stacked, folded, packed.
+// From checkpoint tensors to the weights that the forward pass reads: checked, stacked, folded,
+// packed.
 #pragma once
 
 #include <cstdint>
@@ -27,9 +28,13 @@ class FloatVector {
 
   bool defined() const { return size_ > 0; }
   // [size]; undefined when empty.
-  TensorView view() const { return defined() ? TensorView(buffer_.as<float>(), {size_}) : TensorView(); }
+  TensorView view() const {
+    return defined() ? TensorView(buffer_.as<float>(), {size_}) : TensorView();
+  }
   // [rows, size / rows].
-  TensorView matrix(int64_t rows) const { return TensorView(buffer_.as<float>(), {rows, size_ / rows}); }
+  TensorView matrix(int64_t rows) const {
+    return TensorView(buffer_.as<float>(), {rows, size_ / rows});
+  }
 
  private:
   Buffer buffer_;

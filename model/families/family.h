@@ -27,7 +27,8 @@ struct Family {
   const char* model_type;
   // Every field checked; INVALID_ARGUMENT names all misfits, UNIMPLEMENTED what is not served.
   absl::StatusOr<ModelDescription> (*parse)(const Fields& config);
-  // `checkpoint` settles what only the file can tell (prefixes, old packings); null for random weights.
+  // `checkpoint` settles what only the file can tell (prefixes, old packings); null for random
+  // weights.
   Placement (*place)(const ModelDescription& model, const TensorNeed& need,
                      const Checkpoint* checkpoint);
   // Whether a checkpoint tensor that nothing needs is left out on purpose.
@@ -60,7 +61,8 @@ constexpr int64_t kMaxLayers = 2048;
 constexpr int64_t kMaxPosition = int64_t{1} << 30;
 constexpr int64_t kMaxConvSize = 64;
 
-// What every family reads the same way: vocab_size, hidden_size, tie_word_embeddings, token ids, dtype.
+// What every family reads the same way: vocab_size, hidden_size, tie_word_embeddings, token ids,
+// dtype.
 void ReadCommon(const Fields& config, ModelDescription* model);
 
 }  // namespace weir::model

@@ -60,8 +60,9 @@ MixerDescription ReadAttention(const Fields& f, const ModelDescription& model) {
   p.rope.theta = f.Number("rope_theta", 1e-3, 1e12, 10000.0);
   p.rope.dim = p.head_dim;
   if (f.ok() && p.head_dim % 2 != 0) {
-    f.Refuse("num_heads", absl::StrCat("heads of ", p.head_dim,
-                                       " dimensions cannot be turned in pairs by rotary embedding"));
+    f.Refuse("num_heads",
+             absl::StrCat("heads of ", p.head_dim,
+                          " dimensions cannot be turned in pairs by rotary embedding"));
   }
   p.qkv_bias = f.Bool("qkv_bias", false);
   p.qk_norm = f.Bool("qk_norm", false);
@@ -127,7 +128,8 @@ absl::StatusOr<ModelDescription> Parse(const Fields& f) {
 
 Placement Place(const ModelDescription&, const TensorNeed& need, const Checkpoint* checkpoint) {
   if (need.layer < 0) {
-    return Whole(need.local == "lm_head.weight" ? need.local : absl::StrCat("model.", need.local), need);
+    return Whole(need.local == "lm_head.weight" ? need.local : absl::StrCat("model.", need.local),
+                 need);
   }
   const std::string layer = absl::StrCat("model.", LayerPrefix(need.layer));
   if (need.mixer >= 0) {

@@ -28,8 +28,8 @@ float Eps(const Fields& f, const Context& c) {
 }
 
 // D * expand / heads, rounded down, where `key` is not given.
-int HeadDim(const Fields& f, const Context& c, const char* key, const char* expand_key, double expand,
-            int heads) {
+int HeadDim(const Fields& f, const Context& c, const char* key, const char* expand_key,
+            double expand, int heads) {
   if (expand_key != nullptr) expand = f.Number(expand_key, 1e-6, 1e6, expand);
   if (f.Has(key)) return Count(f, key, kMaxWidth, std::nullopt);
   const double dim = c.hidden * expand / heads;
@@ -110,8 +110,8 @@ MixerParams Linear(const Fields& f, const Context& c) {
   p.value_dim = HeadDim(f, c, "head_v_dim", "expand_v", 1.0, p.heads);
   const std::string map =
       f.Choice("feature_map", {"identity", "relu", "elu", "elementwise_product"}, "identity");
-  p.feature_map = map == "relu"  ? Map::kRelu
-                  : map == "elu" ? Map::kElu
+  p.feature_map = map == "relu"                  ? Map::kRelu
+                  : map == "elu"                 ? Map::kElu
                   : map == "elementwise_product" ? Map::kElementwiseProduct
                                                  : Map::kIdentity;
   p.norm_q = f.Bool("norm_q", false);
@@ -133,10 +133,9 @@ MixerParams DeltaNet(const Fields& f, const Context& c) {
   p.output_gate = f.Bool("use_gate", false);
   p.allow_neg_eigval = f.Bool("allow_neg_eigval", false);
   p.l2_norm = f.Choice("qk_norm", {"l2", "sum"}, "l2") == "l2";
-  const std::string act =
-      f.Choice("qk_activation", {"silu", "relu", "elu", "identity"}, "silu");
-  p.qk_activation = act == "relu"  ? Act::kRelu
-                    : act == "elu" ? Act::kElu
+  const std::string act = f.Choice("qk_activation", {"silu", "relu", "elu", "identity"}, "silu");
+  p.qk_activation = act == "relu"       ? Act::kRelu
+                    : act == "elu"      ? Act::kElu
                     : act == "identity" ? Act::kIdentity
                                         : Act::kSilu;
   p.conv = Conv(f, true);
@@ -305,8 +304,8 @@ std::optional<FeedForwardDescription> ReadFeedForward(const Fields& owner) {
   ff.bias = f.Bool("bias", false);
   ff.gated = type != "mlp";
   ff.activation = type == "swiglu" ? Activation::kSilu : Activation::kGeluTanh;
-  const std::string act = f.Choice("activation", {"silu", "gelu", "gelu_tanh", "relu", "relu2"},
-                                   "gelu_tanh");
+  const std::string act =
+      f.Choice("activation", {"silu", "gelu", "gelu_tanh", "relu", "relu2"}, "gelu_tanh");
   if (type == "mlp") {
     ff.activation = act == "silu"        ? Activation::kSilu
                     : act == "gelu"      ? Activation::kGelu
@@ -324,7 +323,8 @@ LayerDescription ReadLayer(const Fields& f, const Context& context,
                            const std::optional<FeedForwardDescription>& common) {
   LayerDescription layer;
   const std::string type = f.String("type");
-  layer.feed_forward = f.IsNull("feed_forward") || f.Has("feed_forward") ? ReadFeedForward(f) : common;
+  layer.feed_forward =
+      f.IsNull("feed_forward") || f.Has("feed_forward") ? ReadFeedForward(f) : common;
   if (type != "parallel" && type != "routed") {
     layer.mixers.push_back(ReadMixer(f, context, type));
     f.RefuseUnknown();

@@ -1,5 +1,5 @@
-// `qwen3_5_text`, and `qwen3_5`, which holds it beside a vision tower: gated delta rule in most layers,
-// gated attention in the others, dense feed-forward parts.
+// `qwen3_5_text`, and `qwen3_5`, which holds it beside a vision tower: gated delta rule in most
+// layers, gated attention in the others, dense feed-forward parts.
 #include <algorithm>
 #include <cmath>
 
@@ -41,13 +41,12 @@ MixerDescription ReadAttention(const Fields& f, const ModelDescription& model) {
   if (nested) rope.Choice("rope_type", {"default"}, "default");
   if (f.Has("rope_scaling")) f.Refuse("rope_scaling", "scaled rotary embedding is not served here");
   p.rope.theta = rope.Number("rope_theta", 1e-3, 1e12, 1e7);
-  const double factor =
-      rope.Number("partial_rotary_factor", 0.0, 1.0, f.Number("partial_rotary_factor", 0.0, 1.0, 0.25));
+  const double factor = rope.Number("partial_rotary_factor", 0.0, 1.0,
+                                    f.Number("partial_rotary_factor", 0.0, 1.0, 0.25));
   p.rope.dim = static_cast<int>(p.head_dim * factor);
   if (f.ok() && p.rope.dim % 2 != 0) {
-    rope.Refuse("partial_rotary_factor",
-                absl::StrCat("it turns ", p.rope.dim, " of ", p.head_dim,
-                             " dimensions; the number must be even"));
+    rope.Refuse("partial_rotary_factor", absl::StrCat("it turns ", p.rope.dim, " of ", p.head_dim,
+                                                      " dimensions; the number must be even"));
   }
   p.qk_norm = true;
   p.output_gate = true;
@@ -69,14 +68,15 @@ std::vector<bool> ReadLayerTypes(const Fields& f, int layers) {
   for (const std::string& type : f.StringList("layer_types")) {
     const bool attention = type == "full_attention" || type == "attention";
     if (!attention && type != "linear_attention" && type != "mamba" && type != "conv") {
-      f.Refuse("layer_types", absl::StrCat("\"", type.substr(0, 40), "\" is not a layer type; served "
+      f.Refuse("layer_types", absl::StrCat("\"", type.substr(0, 40),
+                                           "\" is not a layer type; served "
                                            "are linear_attention and full_attention"));
     }
     attends.push_back(attention);
   }
   if (f.ok() && static_cast<int>(attends.size()) != layers) {
-    f.Refuse("layer_types", absl::StrCat("it has ", attends.size(),
-                                         " entries, num_hidden_layers is ", layers));
+    f.Refuse("layer_types",
+             absl::StrCat("it has ", attends.size(), " entries, num_hidden_layers is ", layers));
   }
   attends.resize(static_cast<size_t>(layers), false);
   return attends;
@@ -154,7 +154,8 @@ Placement PlaceDelta(const DeltaParams& p, const std::string& at, const TensorNe
 
 // q_proj holds, head by head, the query's rows and then the gate's.
 Placement PlaceAttention(const AttnParams& p, const std::string& at, const TensorNeed& need) {
-  const bool query = absl::StartsWith(need.local, "q_proj."), gate = absl::StartsWith(need.local, "g_proj.");
+  const bool query = absl::StartsWith(need.local, "q_proj."),
+             gate = absl::StartsWith(need.local, "g_proj.");
   if (!query && !gate) {
     Placement place = Whole(at + need.local, need);
     if (need.role == TensorNeed::Role::kNorm) place.add = 1.0f;
@@ -168,7 +169,8 @@ Placement PlaceAttention(const AttnParams& p, const std::string& at, const Tenso
   return place;
 }
 
-Placement Place(const ModelDescription& model, const TensorNeed& need, const Checkpoint* checkpoint) {
+Placement Place(const ModelDescription& model, const TensorNeed& need,
+                const Checkpoint* checkpoint) {
   if (need.name == "lm_head.weight") return Whole(need.name, need);
   const std::string prefix = Prefix(checkpoint);
   const std::string layer = absl::StrCat(prefix, LayerPrefix(need.layer));
@@ -189,7 +191,8 @@ Placement Place(const ModelDescription& model, const TensorNeed& need, const Che
 }
 
 bool Skips(const ModelDescription& model, absl::string_view tensor) {
-  for (const char* prefix : {"model.visual.", "visual.", "mtp.", "model.mtp.", "model.language_model.mtp."}) {
+  for (const char* prefix :
+       {"model.visual.", "visual.", "mtp.", "model.mtp.", "model.language_model.mtp."}) {
     if (absl::StartsWith(tensor, prefix)) return true;
   }
   return model.tied_head && tensor == "lm_head.weight";

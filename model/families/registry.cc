@@ -28,9 +28,9 @@ absl::StatusOr<const Family*> FindFamily(absl::string_view model_type) {
     if (model_type == family->model_type) return family;
     served.push_back(family->model_type);
   }
-  return absl::UnimplementedError(absl::StrCat("model_type \"", model_type.substr(0, 60),
-                                               "\" is not served; served are: ",
-                                               absl::StrJoin(served, ", ")));
+  return absl::UnimplementedError(
+      absl::StrCat("model_type \"", model_type.substr(0, 60),
+                   "\" is not served; served are: ", absl::StrJoin(served, ", ")));
 }
 
 void ReadCommon(const Fields& config, ModelDescription* model) {

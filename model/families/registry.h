@@ -1,7 +1,6 @@
 // The families that are served: one explicit list.
 #pragma once
 
-
 #include "absl/strings/string_view.h"
 #include "core/status.h"
 #include "model/families/family.h"

@@ -1,5 +1,5 @@
-// attn and local_attn: softmax attention. The keys and values of attn lie in pages, those of local_attn
-// in a ring of `window` entries in the slot.
+// attn and local_attn: softmax attention. The keys and values of attn lie in pages, those of
+// local_attn in a ring of `window` entries in the slot.
 #include <cmath>
 
 #include "kernels/attention.h"

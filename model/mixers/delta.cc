@@ -1,7 +1,7 @@
 // delta_net, gated_deltanet and kda: S- = D S, S = S- + k (beta (v - S-^T k))^T, o = S^T q,
 // out = o_proj(rms(o) [* act(gate)]).
-// Maths: docs/hybrid-format.md; Yang et al., "Parallelizing Linear Transformers with the Delta Rule",
-// 2024, and "Gated Delta Networks", 2024; "Kimi Linear", 2025.
+// Maths: docs/hybrid-format.md; Yang et al., "Parallelizing Linear Transformers with the Delta
+// Rule", 2024, and "Gated Delta Networks", 2024; "Kimi Linear", 2025.
 #include <cmath>
 
 #include "kernels/norm.h"
@@ -16,8 +16,8 @@ using Gate = DeltaParams::Gate;
 using QkActivation = DeltaParams::QkActivation;
 using Role = TensorNeed::Role;
 
-// Columns of the one projection that reads x: q | k | v | output gate | decay input | beta. Of kda gate
-// and decay input are low-rank: V columns each.
+// Columns of the one projection that reads x: q | k | v | output gate | decay input | beta. Of kda
+// gate and decay input are low-rank: V columns each.
 struct Columns {
   explicit Columns(const Params& p)
       : k(int64_t{p.heads} * p.key_dim),
@@ -116,8 +116,7 @@ class Delta final : public Mixer {
     const bool all_silu = p_.qk_activation == QkActivation::kSilu;
     TensorView qkv = in.Columns(0, at_.gate);
     if (conv_.enabled()) {
-      conv_.Forward(step, qkv,
-                    all_silu ? kernels::Activation::kSilu : kernels::Activation::kNone);
+      conv_.Forward(step, qkv, all_silu ? kernels::Activation::kSilu : kernels::Activation::kNone);
       if (all_silu) return;
     }
     TensorView qk = in.Columns(0, at_.v);
@@ -168,9 +167,8 @@ class Delta final : public Mixer {
     decay.out = decay.x;
     kernels::LogDecay(decay, step.stream);
     args->decay = p_.gate == Gate::kVector ? kernels::Decay::kVector : kernels::Decay::kScalar;
-    args->g = p_.gate == Gate::kVector
-                  ? decay.x.Reshape({tokens, p_.value_heads, p_.key_dim})
-                  : decay.x;
+    args->g =
+        p_.gate == Gate::kVector ? decay.x.Reshape({tokens, p_.value_heads, p_.key_dim}) : decay.x;
   }
 
   // [tokens, HV * V], or undefined.

@@ -22,7 +22,9 @@ struct Columns {
         v(k + int64_t{p.kv_heads} * p.key_dim),
         gate(v + int64_t{p.kv_heads} * p.value_dim),
         decay(gate + (p.output_gate ? int64_t{p.heads} * p.value_dim : 0)),
-        decay_width(p.gate == Gate::kVector ? p.gate_rank : p.gate == Gate::kScalar ? p.heads : 0),
+        decay_width(p.gate == Gate::kVector   ? p.gate_rank
+                    : p.gate == Gate::kScalar ? p.heads
+                                              : 0),
         total(decay + decay_width) {}
   int64_t q = 0, k, v, gate, decay, decay_width, total;
 };
@@ -171,8 +173,8 @@ MixerNeeds Needs(const GatedLinearParams& p, int /*hidden*/, DType /*kv_dtype*/)
   return needs;
 }
 
-absl::StatusOr<std::unique_ptr<Mixer>> Make(const GatedLinearParams& params, const MixerPlace& place,
-                                            WeightReader& weights) {
+absl::StatusOr<std::unique_ptr<Mixer>> Make(const GatedLinearParams& params,
+                                            const MixerPlace& place, WeightReader& weights) {
   auto mixer = std::make_unique<GatedLinear>(params);
   RETURN_IF_ERROR(mixer->Load(place, weights));
   return mixer;

@@ -1,8 +1,9 @@
 // linear_attn: S = S + k v^T on mapped q and k, out = o_proj(rms(o)).
 // Maths: docs/hybrid-format.md; Katharopoulos et al., "Transformers are RNNs", 2020.
 //
-// norm_feature_map divides o by q . sum(k). The sum is one more column of the state: with v extended by
-// a constant 1, the recurrence's output is [o | q . sum(k)] (scale included, as it must be).
+// norm_feature_map divides o by q . sum(k). The sum is one more column of the state: with v
+// extended by a constant 1, the recurrence's output is [o | q . sum(k)] (scale included, as it must
+// be).
 #include <cmath>
 
 #include "kernels/norm.h"

@@ -1,5 +1,5 @@
-// A mixer: what moves information across tokens in a layer. One file per kind of mathematics; the kinds
-// are told apart by their parameter structs (model/description.h).
+// A mixer: what moves information across tokens in a layer. One file per kind of mathematics; the
+// kinds are told apart by their parameter structs (model/description.h).
 #pragma once
 
 #include <cstdint>
@@ -30,7 +30,7 @@ struct MixerNeeds {
 
 // Where its parts of the memory begin.
 struct MixerPlace {
-  std::string prefix;       // of its tensors, our names
+  std::string prefix;  // of its tensors, our names
   int hidden = 0;
   int64_t slot_offset = 0;  // bytes from the slot's begin, aligned to kStateAlignment
   int64_t page_offset = 0;  // bytes from the page's begin
@@ -39,7 +39,8 @@ struct MixerPlace {
 class Mixer {
  public:
   virtual ~Mixer() = default;
-  // out = mixer(x), both [tokens, D]; x is normed. Reads and advances the states of the batch's slots.
+  // out = mixer(x), both [tokens, D]; x is normed. Reads and advances the states of the batch's
+  // slots.
   virtual void Forward(const StepContext& step, TensorView x, TensorView out) const = 0;
 };
 
@@ -67,8 +68,8 @@ absl::StatusOr<std::unique_ptr<Mixer>> MakeMixer(const MixerDescription& mixer,
 // gated_linear.cc: gla, simple_gla, retnet
 void ListTensors(const GatedLinearParams& params, int hidden, TensorList* list);
 MixerNeeds Needs(const GatedLinearParams& params, int hidden, DType kv_dtype);
-absl::StatusOr<std::unique_ptr<Mixer>> Make(const GatedLinearParams& params, const MixerPlace& place,
-                                            WeightReader& weights);
+absl::StatusOr<std::unique_ptr<Mixer>> Make(const GatedLinearParams& params,
+                                            const MixerPlace& place, WeightReader& weights);
 //
 // linear_attn.cc
 void ListTensors(const LinearAttnParams& params, int hidden, TensorList* list);
@@ -100,14 +101,15 @@ MixerNeeds Needs(const GatedConvParams& params, int hidden, DType kv_dtype);
 absl::StatusOr<std::unique_ptr<Mixer>> Make(const GatedConvParams& params, const MixerPlace& place,
                                             WeightReader& weights);
 
-// Runs the recurrence over the batch, each sequence in the form that its own run length picks: one token
-// the step form, more the chunk form. Fills in sequences and state of `args`.
+// Runs the recurrence over the batch, each sequence in the form that its own run length picks: one
+// token the step form, more the chunk form. Fills in sequences and state of `args`.
 void RunRecurrence(kernels::RecurrenceArgs args, const StepContext& step, int64_t state_offset);
 
 // The short convolution of q, k and v (stacked columns [q | k | v]) with its window in the slot.
 class QkvConv {
  public:
-  static void ListTensors(const ConvParams& conv, int64_t q, int64_t k, int64_t v, TensorList* list);
+  static void ListTensors(const ConvParams& conv, int64_t q, int64_t k, int64_t v,
+                          TensorList* list);
   static int64_t SlotBytes(const ConvParams& conv, int64_t channels);
   static absl::StatusOr<QkvConv> Make(const ConvParams& conv, const MixerPlace& place,
                                       WeightReader& weights);

@@ -26,8 +26,7 @@ MixerNeeds NeedsOf(const MixerDescription& mixer, int hidden, DType kv_dtype) {
 
 absl::StatusOr<std::unique_ptr<Mixer>> MakeMixer(const MixerDescription& mixer,
                                                  const MixerPlace& place, WeightReader& weights) {
-  return std::visit([&](const auto& params) { return Make(params, place, weights); },
-                    mixer.params);
+  return std::visit([&](const auto& params) { return Make(params, place, weights); }, mixer.params);
 }
 
 void RunRecurrence(kernels::RecurrenceArgs args, const StepContext& step, int64_t state_offset) {

@@ -1,5 +1,5 @@
-// Every checkpoint under tests/golden against its reference logits, on every path; and what must hold
-// between paths: batch invariance, chunk invariance, a saved state equals one never stopped.
+// Every checkpoint under tests/golden against its reference logits, on every path; and what must
+// hold between paths: batch invariance, chunk invariance, a saved state equals one never stopped.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
@@ -44,8 +44,8 @@ class GoldenTest : public testing::TestWithParam<std::string> {
 std::string Describe(const PathReport& path) {
   return path.path + ": relative error " + std::to_string(path.relative_error * 1e6) +
          "e-6 (prompt " + std::to_string(path.worst_prompt) + "), max abs " +
-         std::to_string(path.max_abs_error) + ", greedy " + std::to_string(path.greedy_equal) + "+" +
-         std::to_string(path.greedy_ties) + " of " + std::to_string(path.greedy_tokens);
+         std::to_string(path.max_abs_error) + ", greedy " + std::to_string(path.greedy_equal) +
+         "+" + std::to_string(path.greedy_ties) + " of " + std::to_string(path.greedy_tokens);
 }
 
 TEST_P(GoldenTest, F32AgreesOnEveryPath) {
@@ -117,24 +117,25 @@ TEST_P(Invariance, OfTheBatchIsExact) {
   ManualEngine alone_engine(model_->executor(), 1);
   const int alone = Open(alone_engine);
   std::vector<std::vector<float>> expected;
-  const std::vector<std::pair<size_t, size_t>> runs = {
-      {0, 13}, {13, 14}, {14, 15}, {15, 18}, {18, 19}, {19, subject_.size()}};
+  const std::vector<std::pair<size_t, size_t>> runs = {{0, 13},  {13, 14}, {14, 15},
+                                                       {15, 18}, {18, 19}, {19, subject_.size()}};
   for (const auto& [begin, end] : runs) {
     expected.push_back(alone_engine.Step({{alone, Part(begin, end)}})[0]);
   }
   for (uint64_t seed = 2; seed < 5; ++seed) {
     ManualEngine engine(model_->executor(), seed);
-    const int first = Open(engine), subject = Open(engine), last = Open(engine), late = Open(engine);
+    const int first = Open(engine), subject = Open(engine), last = Open(engine),
+              late = Open(engine);
     size_t step = 0;
     for (const auto& [begin, end] : runs) {
       // Neighbours before and after it, of one and of several tokens, in changing order.
-      std::vector<ManualEngine::Run> batch = {{first, {subject_[step]}},
-                                              {subject, Part(begin, end)},
-                                              {last, Part(step, step + 7)}};
+      std::vector<ManualEngine::Run> batch = {
+          {first, {subject_[step]}}, {subject, Part(begin, end)}, {last, Part(step, step + 7)}};
       if (step % 2 == 1) std::swap(batch[0], batch[1]);
       if (step == 3) batch.push_back({late, Part(0, 20)});
       const auto logits = engine.Step(batch);
-      EXPECT_EQ(logits[step % 2 == 1 ? 0 : 1], expected[step]) << "step " << step << " seed " << seed;
+      EXPECT_EQ(logits[step % 2 == 1 ? 0 : 1], expected[step])
+          << "step " << step << " seed " << seed;
       ++step;
     }
   }
@@ -178,7 +179,8 @@ TEST_P(Invariance, SavedStateEqualsNeverStopped) {
   engine.Step({{other, Part(5, 60)}, {another, Part(1, 3)}});
   auto resumed = engine.Restore(state, static_cast<int>(at), 300);
   ASSERT_TRUE(resumed.ok()) << resumed.status();
-  EXPECT_EQ(engine.Step({{straight, Part(at, at + 1)}}), engine.Step({{*resumed, Part(at, at + 1)}}));
+  EXPECT_EQ(engine.Step({{straight, Part(at, at + 1)}}),
+            engine.Step({{*resumed, Part(at, at + 1)}}));
   EXPECT_EQ(engine.Step({{straight, Part(at + 1, subject_.size())}}),
             engine.Step({{*resumed, Part(at + 1, subject_.size())}}));
 }
