@@ -44,18 +44,23 @@ constexpr int kRowsFor = (kLanes == 16 && kVecs <= 2) ? 8 : 4;
 struct ChunkWork {
   int64_t K;       // dim_k rounded up to kBlock; the columns added are zero
   float* s;        // panels of [K, kPanel]
-  float* q;        // [kChunk, K], times scale, times Gamma with vector decay
-  float* k;        // [kChunk, K], likewise
-  float* k_end;    // [kChunk, K], times decay(j -> end)
+  const float* q;  // [kChunk, q_row]: the input itself where it needs no padding, else q_copy;
+  int64_t q_row;   //   with vector decay times Gamma
+  float* q_copy;   // [kChunk, K]
+  float* k;        // [kChunk, K]; with vector decay times Gamma
+  float* k_end;    // [kChunk, K] vector decay: k times decay(j -> end); else k
   float* k_t;      // k transposed, as P and M need it: [K, kChunk]; with vector decay in blocks,
                    // [kChunk / kBlock][K, kBlock]
   float* decay;    // [kChunk, K] vector decay: exp(g)
   float* total;    // [kChunk / kBlock][K] vector decay: product over a block
   float* s_decay;  // [K]: Gamma_end
-  float* p;        // [kChunk, kChunk]
+  float* p;        // [kChunk, kChunk], times scale
   float* m;        // [kChunk, kChunk]; entries with j >= i are undefined
   float* x;        // [kChunk, kPanel]
-  float gamma[kChunk];  // scalar decay: Gamma
+  // Factors of rows; Gamma and decay(j -> end) are 1 here with vector decay.
+  float gamma[kChunk];      // Gamma
+  float out_gamma[kChunk];  // Gamma times scale
+  float to_end[kChunk];     // decay(j -> end)
   float beta[kChunk];
 };
 
@@ -80,11 +85,12 @@ WEIR_INLINE void MultiplyAdd(Vec (&acc)[kRows][kVecs], const float* a, int64_t a
   }
 }
 
-// c [kRows of kChunk, kVecs vectors] = a b: rows of a [.., K] and of b `b_row` apart.
+// c [kRows of kChunk, kVecs vectors] = a b: rows of a a_row, of b b_row apart; K of b's rows.
 template <int kRows, int kVecs>
-WEIR_INLINE void TileProduct(const float* a, const float* b, int64_t b_row, int64_t K, float* c) {
+WEIR_INLINE void TileProduct(const float* a, int64_t a_row, const float* b, int64_t b_row,
+                             int64_t K, float* c) {
   Vec acc[kRows][kVecs] = {};
-  MultiplyAdd<false>(acc, a, K, 1, b, b_row, K);
+  MultiplyAdd<false>(acc, a, a_row, 1, b, b_row, K);
 #pragma GCC unroll 16
   for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
@@ -94,31 +100,31 @@ WEIR_INLINE void TileProduct(const float* a, const float* b, int64_t b_row, int6
 
 // c [kBlock, cols] = a b for a [kBlock, K] and b [K, cols], cols a multiple of kBlock; c has rows
 // of kChunk. An element is one chain of multiply-adds whatever the tile.
-void BlockProduct(const float* a, const float* b, int64_t b_row, int64_t cols, int64_t K,
-                  float* c) {
+void BlockProduct(const float* a, int64_t a_row, const float* b, int64_t b_row, int64_t cols,
+                  int64_t K, float* c) {
   constexpr int kOneVecRows = kLanes == 16 ? 16 : 8, kTwoVecRows = kLanes == 16 ? 8 : 4;
   int64_t col = 0;
   for (; col + 2 * kLanes <= cols; col += 2 * kLanes) {
-    for (int row = 0; row < kBlock; row += kTwoVecRows) {
-      TileProduct<kTwoVecRows, 2>(a + row * K, b + col, b_row, K, c + row * kChunk + col);
+    for (int r = 0; r < kBlock; r += kTwoVecRows) {
+      TileProduct<kTwoVecRows, 2>(a + r * a_row, a_row, b + col, b_row, K, c + r * kChunk + col);
     }
   }
   for (; col < cols; col += kLanes) {
-    for (int row = 0; row < kBlock; row += kOneVecRows) {
-      TileProduct<kOneVecRows, 1>(a + row * K, b + col, b_row, K, c + row * kChunk + col);
+    for (int r = 0; r < kBlock; r += kOneVecRows) {
+      TileProduct<kOneVecRows, 1>(a + r * a_row, a_row, b + col, b_row, K, c + r * kChunk + col);
     }
   }
 }
 
-// dst [kBlock, K] = rows [t, t + kBlock) of src, times factor; zeros beyond `tokens` and dim_k.
+// dst [kBlock, K] = rows [t, t + kBlock) of src; zeros beyond `tokens` and dim_k.
 WEIR_INLINE void CopyRows(const float* src, int64_t stride, int64_t tokens, int64_t dim_k,
-                          float factor, int64_t K, float* dst) {
+                          int64_t K, float* dst) {
   for (int64_t i = 0; i < kBlock; ++i, src += stride, dst += K) {
     for (int64_t c = 0; c < K; c += kLanes) {
       const int64_t left = i < tokens ? dim_k - c : 0;
       const Vec x = left >= kLanes ? Load(src + c)
                                    : LoadPartial(src + c, left > 0 ? static_cast<int>(left) : 0);
-      Store(dst + c, x * factor);
+      Store(dst + c, x);
     }
   }
 }
@@ -137,44 +143,53 @@ WEIR_INLINE void TransposeBlock(const float* src, int64_t K, float* dst, int64_t
   }
 }
 
-// Scalar or no decay: everything of a chunk that does not depend on the columns of V.
-void PrepareScalar(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w) {
-  const int64_t K = w.K, blocks = (n + kBlock - 1) / kBlock;
-  float decay[kChunk];
+// Scalar or no decay: the factors of rows.
+WEIR_INLINE void PrepareFactors(const RecurrenceJob& job, int64_t t0, int64_t n, float* decay,
+                                ChunkWork& w) {
   for (int64_t i = 0; i < kChunk; ++i) {
     decay[i] = job.g && i < n ? job.g[(t0 + i) * job.g_stride] : 0.0f;
   }
   for (int i = 0; i < kChunk; i += kLanes) Store(decay + i, Exp(Load(decay + i)));
   float product = 1.0f;
-  for (int64_t i = 0; i < kChunk; ++i) w.gamma[i] = product *= decay[i];
-  for (int64_t c = 0; c < K; ++c) w.s_decay[c] = product;
-  for (int64_t b = 0; b < blocks; ++b) {
-    const int64_t t = t0 + b * kBlock, left = n - b * kBlock;
-    CopyRows(job.q + t * job.q_stride, job.q_stride, left, job.dim_k, job.scale, K,
-             w.q + b * kBlock * K);
-    CopyRows(job.k + t * job.k_stride, job.k_stride, left, job.dim_k, 1.0f, K,
-             w.k + b * kBlock * K);
-    TransposeBlock(w.k + b * kBlock * K, K, w.k_t + b * kBlock, kChunk);
+  for (int64_t i = 0; i < kChunk; ++i) {
+    product *= decay[i];
+    w.gamma[i] = product;
+    w.out_gamma[i] = product * job.scale;
   }
-  float to_end = 1.0f;
-  for (int64_t i = blocks * kBlock - 1; i >= 0; --i) {
-    for (int64_t c = 0; c < K; c += kLanes) {
-      Store(w.k_end + i * K + c, Load(w.k + i * K + c) * to_end);
-    }
-    to_end *= decay[i];
+  for (int64_t c = 0; c < w.K; ++c) w.s_decay[c] = product;
+  product = 1.0f;
+  for (int64_t i = kChunk - 1; i >= 0; --i) {
+    w.to_end[i] = product;
+    product *= decay[i];
+  }
+}
+
+// Scalar or no decay: everything of a chunk that does not depend on the columns of V.
+void PrepareScalar(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w) {
+  const int64_t K = w.K, blocks = (n + kBlock - 1) / kBlock;
+  float decay[kChunk];
+  PrepareFactors(job, t0, n, decay, w);
+  const bool pad_q = job.dim_k != K || n % kBlock != 0;
+  w.q = pad_q ? w.q_copy : job.q + t0 * job.q_stride;
+  w.q_row = pad_q ? K : job.q_stride;
+  for (int64_t b = 0; b < blocks; ++b) {
+    const int64_t t = t0 + b * kBlock, left = n - b * kBlock, at = b * kBlock * K;
+    if (pad_q) CopyRows(job.q + t * job.q_stride, job.q_stride, left, job.dim_k, K, w.q_copy + at);
+    CopyRows(job.k + t * job.k_stride, job.k_stride, left, job.dim_k, K, w.k + at);
+    TransposeBlock(w.k + at, K, w.k_t + b * kBlock, kChunk);
   }
   float row[kChunk] = {};  // decay(j -> i) of the current i; zero for j > i
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t at = b * kBlock, cols = at + kBlock;
-    BlockProduct(w.q + at * K, w.k_t, kChunk, cols, K, w.p + at * kChunk);
-    if (job.delta) BlockProduct(w.k + at * K, w.k_t, kChunk, cols, K, w.m + at * kChunk);
+    BlockProduct(w.q + at * w.q_row, w.q_row, w.k_t, kChunk, cols, K, w.p + at * kChunk);
+    if (job.delta) BlockProduct(w.k + at * K, K, w.k_t, kChunk, cols, K, w.m + at * kChunk);
     for (int64_t i = at; i < cols; ++i) {
       for (int64_t j = 0; j < cols; j += kLanes) Store(row + j, Load(row + j) * decay[i]);
       row[i] = 1.0f;
       for (int64_t j = 0; j < cols; j += kLanes) {
-        Store(w.p + i * kChunk + j, Load(w.p + i * kChunk + j) * Load(row + j));
-        if (!job.delta) continue;
-        Store(w.m + i * kChunk + j, Load(w.m + i * kChunk + j) * Load(row + j) * w.beta[i]);
+        float *p = w.p + i * kChunk + j, *m = w.m + i * kChunk + j;
+        Store(p, Load(p) * Load(row + j) * job.scale);
+        if (job.delta) Store(m, Load(m) * Load(row + j) * w.beta[i]);
       }
     }
   }
@@ -185,7 +200,7 @@ void PrepareScalar(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w
 template <bool kDelta, int kFirst, int kCol>
 WEIR_INLINE void DiagonalTile(const ChunkWork& w, int64_t block) {
   const int64_t K = w.K, base = block * kBlock;
-  const float *q = w.q + base * K, *k = w.k + base * K, *decay = w.decay + base * K;
+  const float *q = w.q_copy + base * K, *k = w.k + base * K, *decay = w.decay + base * K;
   const float* k_t = w.k_t + base * K + kCol;
   Vec p[kDiagonalRows] = {}, m[kDiagonalRows] = {};
   for (int64_t c = 0; c < K; ++c) {
@@ -241,7 +256,7 @@ void ScaleBlock(const ChunkWork& w, int64_t b) {
     product = Set1(1.0f);
     for (int64_t i = 0; i < kBlock; ++i) {
       product *= Load(w.decay + base + i * K + c);
-      Store(w.q + base + i * K + c, Load(w.q + base + i * K + c) * product);
+      Store(w.q_copy + base + i * K + c, Load(w.q_copy + base + i * K + c) * product);
       Store(w.k + base + i * K + c, Load(w.k + base + i * K + c) * product);
     }
     Store(w.total + b * K + c, product);
@@ -257,14 +272,33 @@ WEIR_INLINE void ScaleRows(float* rows, const float* factor, int64_t K) {
   }
 }
 
+// Block (b, a), a < b, of P and M, decay per channel; then q and k of block b reach back over block
+// a.
+void OffDiagonalBlock(const RecurrenceJob& job, const ChunkWork& w, int64_t b, int64_t a) {
+  const int64_t K = w.K, size = kBlock * K, at = b * kBlock * kChunk + a * kBlock;
+  const float* k_t = w.k_t + a * size;
+  BlockProduct(w.q_copy + b * size, K, k_t, kBlock, kBlock, K, w.p + at);
+  ScaleRows(w.q_copy + b * size, w.total + a * K, K);
+  ScaleRows(w.k_end + a * size, w.total + b * K, K);
+  if (!job.delta) return;
+  BlockProduct(w.k + b * size, K, k_t, kBlock, kBlock, K, w.m + at);
+  for (int64_t i = 0; i < kBlock; ++i) {
+    for (int64_t j = 0; j < kBlock; j += kLanes) {
+      float* m = w.m + at + i * kChunk + j;
+      Store(m, Load(m) * w.beta[b * kBlock + i]);
+    }
+  }
+  ScaleRows(w.k + b * size, w.total + a * K, K);
+}
+
 // Decay per channel.
 void PrepareVector(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w) {
   const int64_t K = w.K, blocks = (n + kBlock - 1) / kBlock, size = kBlock * K;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t t = t0 + b * kBlock, left = n - b * kBlock;
-    CopyRows(job.q + t * job.q_stride, job.q_stride, left, job.dim_k, job.scale, K, w.q + b * size);
-    CopyRows(job.k + t * job.k_stride, job.k_stride, left, job.dim_k, 1.0f, K, w.k + b * size);
-    CopyRows(job.g + t * job.g_stride, job.g_stride, left, job.dim_k, 1.0f, K, w.decay + b * size);
+    CopyRows(job.q + t * job.q_stride, job.q_stride, left, job.dim_k, K, w.q_copy + b * size);
+    CopyRows(job.k + t * job.k_stride, job.k_stride, left, job.dim_k, K, w.k + b * size);
+    CopyRows(job.g + t * job.g_stride, job.g_stride, left, job.dim_k, K, w.decay + b * size);
     for (int64_t c = 0; c < size; c += kLanes) {
       Store(w.decay + b * size + c, Exp(Load(w.decay + b * size + c)));
     }
@@ -276,20 +310,11 @@ void PrepareVector(const RecurrenceJob& job, int64_t t0, int64_t n, ChunkWork& w
     }
     ScaleBlock(w, b);
     TransposeBlock(w.k_end + b * size, K, w.k_t + b * size, kBlock);
-    for (int64_t a = b - 1; a >= 0; --a) {
-      const int64_t at = b * kBlock * kChunk + a * kBlock;
-      BlockProduct(w.q + b * size, w.k_t + a * size, kBlock, kBlock, K, w.p + at);
-      ScaleRows(w.q + b * size, w.total + a * K, K);
-      ScaleRows(w.k_end + a * size, w.total + b * K, K);
-      if (!job.delta) continue;
-      BlockProduct(w.k + b * size, w.k_t + a * size, kBlock, kBlock, K, w.m + at);
-      for (int64_t i = 0; i < kBlock; ++i) {
-        for (int64_t j = 0; j < kBlock; j += kLanes) {
-          float* m = w.m + at + i * kChunk + j;
-          Store(m, Load(m) * w.beta[b * kBlock + i]);
-        }
-      }
-      ScaleRows(w.k + b * size, w.total + a * K, K);
+    for (int64_t a = b - 1; a >= 0; --a) OffDiagonalBlock(job, w, b, a);
+  }
+  for (int64_t i = 0; i < blocks * kBlock; ++i) {
+    for (int64_t j = 0; j < (i / kBlock + 1) * kBlock; j += kLanes) {
+      Store(w.p + i * kChunk + j, Load(w.p + i * kChunk + j) * job.scale);
     }
   }
   for (int64_t c = 0; c < K; c += kLanes) {
@@ -377,11 +402,11 @@ void PanelChunk(const RecurrenceJob& job, const ChunkWork& w, float* s, int64_t 
   ComputeX<kVecs>(job, w, s, t0, n, col, cols);
   for (int64_t i = 0; i < n; i += kRows) {
     Vec acc[kRows][kVecs] = {};
-    MultiplyAdd<false>(acc, w.q + i * w.K, w.K, 1, s, kPanel, w.K);
+    MultiplyAdd<false>(acc, w.q + i * w.q_row, w.q_row, 1, s, kPanel, w.K);
 #pragma GCC unroll 8
     for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 4
-      for (int j = 0; j < kVecs; ++j) acc[r][j] *= w.gamma[i + r];
+      for (int j = 0; j < kVecs; ++j) acc[r][j] *= w.out_gamma[i + r];
     }
     MultiplyAdd<false>(acc, w.p + i * kChunk, kChunk, 1, w.x, kPanel, (i / kBlock + 1) * kBlock);
 #pragma GCC unroll 8
@@ -391,6 +416,15 @@ void PanelChunk(const RecurrenceJob& job, const ChunkWork& w, float* s, int64_t 
 #pragma GCC unroll 4
       for (int j = 0; j + 1 < kVecs; ++j) Store(out + j * kLanes, acc[r][j]);
       StorePartial(out + (kVecs - 1) * kLanes, acc[r][kVecs - 1], last);
+    }
+  }
+  if (!job.vector_decay && job.g) {
+    for (int64_t i = 0; i < padded; ++i) {
+#pragma GCC unroll 4
+      for (int j = 0; j < kVecs; ++j) {
+        float* x = w.x + i * kPanel + j * kLanes;
+        Store(x, Load(x) * w.to_end[i]);
+      }
     }
   }
   for (int64_t c = 0; c < w.K; c += kRows) {
@@ -466,17 +500,22 @@ ChunkWork CarveWork(const RecurrenceJob& job) {
     return p;
   };
   w.s = take(RoundUp(job.dim_v, kPanel) * w.K);
-  w.q = take(kChunk * w.K);
+  w.q_copy = take(kChunk * w.K);
+  w.q = w.q_copy;
+  w.q_row = w.K;
   w.k = take(kChunk * w.K);
-  w.k_end = take(kChunk * w.K);
+  w.k_end = job.vector_decay ? take(kChunk * w.K) : w.k;
   w.k_t = take(kChunk * w.K);
-  w.decay = take(kChunk * w.K);
-  w.total = take(kChunk / kBlock * w.K);
+  w.decay = job.vector_decay ? take(kChunk * w.K) : nullptr;
+  w.total = job.vector_decay ? take(kChunk / kBlock * w.K) : nullptr;
   w.s_decay = take(w.K);
   w.p = take(kChunk * kChunk);
   w.m = take(kChunk * kChunk);
   w.x = take(kChunk * kPanel);
-  for (int i = 0; i < kChunk; ++i) w.gamma[i] = 1.0f;
+  for (int i = 0; i < kChunk; ++i) {
+    w.gamma[i] = w.to_end[i] = 1.0f;
+    w.out_gamma[i] = job.scale;
+  }
   return w;
 }
 
