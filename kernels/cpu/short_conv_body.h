@@ -65,13 +65,21 @@ void RunConv(const ShortConvJob& job) {
     const float* x = job.x + t * job.x_stride;
     float* out = job.out + t * job.out_stride;
     float* newest = row(t);
+    const float* older[kWidth > 0 ? kWidth : 1];
+#pragma GCC unroll 4
+    for (int64_t j = 0; j < kWidth; ++j) older[j] = row(t + 1 + j);
     ForVectors(channels, [&](int64_t i, int n) {
-      Store(newest + i, LoadCount(x + i, n));
+      // The block's pieces of the rows lie far apart: no hardware prefetcher follows them.
+      __builtin_prefetch(x + 4 * job.x_stride + i);
+      const Vec now = LoadCount(x + i, n);
+      Store(newest + i, now);
       Vec y = job.bias ? LoadCount(job.bias + i, n) : Vec{};
 #pragma GCC unroll 4
-      for (int64_t j = 0; j < width; ++j) {
-        y = Fma(Load(job.taps + j * kConvBlock + i), Load(row(t + 1 + j) + i), y);
+      for (int64_t j = 0; j + 1 < width; ++j) {
+        const float* input = kWidth > 0 ? older[j] : row(t + 1 + j);
+        y = Fma(Load(job.taps + j * kConvBlock + i), Load(input + i), y);
       }
+      y = Fma(Load(job.taps + (width - 1) * kConvBlock + i), now, y);
       StoreCount(out + i, kSilu ? Silu(y) : y, n);
     });
   }
