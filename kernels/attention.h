@@ -44,11 +44,12 @@ struct AttentionArgs {
 // Full causal attention: stores the new k, v at entries cached[s] ... and attends to everything up to
 // and including the token's own entry. Splits long caches along the sequence at fixed entry
 // boundaries and combines the parts in fixed order: a token's result does not depend on the batch or
-// on how its sequence was cut into runs.
+// on how its sequence was cut into runs. On the CPU it is the same bit for bit (of finite inputs).
 void PagedAttention(const AttentionArgs& args, const PagedKv& kv, Stream stream);
 
 // Ring of one local-attention layer in the slot: K [window, kv_heads, head_dim], then V. Entry j of a
-// sequence lives at row j % window. Token t sees entries t - window + 1 ... t.
+// sequence lives at row j % window. Token t sees entries t - window + 1 ... t. Runs may be longer than
+// the window. Results do not depend on cuts and neighbours, as for pages.
 struct RingKv {
   void* base = nullptr;  // slot 0's ring of this layer
   int64_t slot_stride_bytes = 0;
