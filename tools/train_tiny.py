@@ -26,7 +26,7 @@ from hybrid_format import Json, Weights, read_config, tensor_shapes
 from tiny import chat, evaluation, model
 from tiny.corpus import Corpus, Passages, read_corpus
 from tiny.feed import Feed
-from tiny.mixture import RowMaker, sample_texts
+from tiny.mixture import RowMaker, Rows, sample_texts
 from tiny.optimizer import Optimizer
 from tiny.vocabulary import load_tokenizer, train_tokenizer
 
@@ -104,13 +104,65 @@ def train_step(ids: Tensor, token_weights: Tensor, weights: Weights, config: Jso
     return StepResult(loss.detach(), text_loss, routing.shares)
 
 
+class RecordedStep:
+    """train_step recorded once and replayed, so that the GPU does not wait for Python."""
+
+    def __init__(self, ids: Tensor, token_weights: Tensor, weights: Weights, config: Json) -> None:
+        self.ids, self.token_weights = ids.clone(), token_weights.clone()
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                train_step(self.ids, self.token_weights, weights, config)
+                clear_gradients(weights)
+        torch.cuda.current_stream().wait_stream(side)
+        self.graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.graph):
+            self.result = train_step(self.ids, self.token_weights, weights, config)
+
+    def __call__(self, ids: Tensor, token_weights: Tensor) -> StepResult:
+        self.ids.copy_(ids)
+        self.token_weights.copy_(token_weights)
+        self.graph.replay()
+        return self.result
+
+
+class PlainStep:
+    """train_step as it is."""
+
+    def __init__(self, weights: Weights, config: Json) -> None:
+        self.weights, self.config = weights, config
+
+    def __call__(self, ids: Tensor, token_weights: Tensor) -> StepResult:
+        clear_gradients(self.weights)
+        return train_step(ids, token_weights, self.weights, self.config)
+
+
+def clear_gradients(weights: Weights) -> None:
+    for t in weights.values():
+        t.grad = None
+
+
+def make_step(ids: Tensor, token_weights: Tensor, weights: Weights,
+              config: Json) -> RecordedStep | PlainStep:
+    if not ids.is_cuda:
+        return PlainStep(weights, config)
+    try:
+        return RecordedStep(ids, token_weights, weights, config)
+    except RuntimeError as error:
+        log(f"the step cannot be recorded and runs plainly: {error}")
+        torch.cuda.synchronize()
+        return PlainStep(weights, config)
+
+
 @torch.no_grad()
 def held_out_loss(windows: list[list[int]], weights: Weights, config: Json, device: str) -> float:
     """Mean loss per token of held-out text, each window from an empty state."""
     total, count = 0.0, 0
     for i in range(0, len(windows), 32):
         ids = torch.tensor(windows[i : i + 32], device=device)
-        x = model.hidden_states(ids, config, weights, model.Routing([], []))
+        with model.plain_pieces():
+            x = model.hidden_states(ids, config, weights, model.Routing([], []))
         losses = model.cross_entropy(x[:, :-1].flatten(0, 1), weights["model.embeddings.weight"],
                                      ids[:, 1:].flatten())
         total, count = total + float(losses.sum()), count + losses.numel()
@@ -151,8 +203,8 @@ def measure(tokenizer: Tokenizer, corpus: Corpus, weights: Weights, config: Json
         prompts = [tokenizer.encode(evaluation.prompt_text(t)).ids for t in tasks]
         order = sorted(range(count), key=lambda i: len(prompts[i]))
         answers = [""] * count
-        for at in range(0, count, 100):
-            part = order[at : at + 100]
+        for at in range(0, count, 200):
+            part = order[at : at + 200]
             made = continue_greedily([prompts[i] for i in part], trial.new_tokens, weights, config,
                                      device, config["eos_token_id"])
             for i, ids in zip(part, made, strict=True):
@@ -191,35 +243,35 @@ def train(args: argparse.Namespace, feed: Feed, weights: Weights, config: Json,
     """Trains `weights` in place for the given time. Returns the curve."""
     optimizer = Optimizer(weights, WEIGHT_DECAY)
     curve: list[Json] = []
+    few = windows[:: max(1, len(windows) // 32)]
+    run = make_step(*to_device(feed.next(), args.device), weights, config)
+    log("ready to train")
     begin = time.perf_counter()
-    budget = args.minutes * 60
-    for step in itertools.count():
-        progress = min((time.perf_counter() - begin) / budget, 1.0)
-        if progress >= 1.0 or step >= args.steps:
-            return curve
-        batch = feed.next()
-        ids = torch.from_numpy(batch.ids.astype("int64")).to(args.device, non_blocking=True)
-        token_weights = torch.from_numpy(batch.weights).to(args.device, non_blocking=True).float()
-        result = train_step(ids, token_weights, weights, config)
+    for step in range(args.steps):
+        progress = (time.perf_counter() - begin) / (args.minutes * 60)
+        if progress >= 1.0:
+            break
+        result = run(*to_device(feed.next(), args.device))
         rate = rate_at(step, progress)
         optimizer.step(rate * MATRIX_RATE, rate * OTHER_RATE)
-        if step == 0:
-            log(f"first step: loss {float(result.loss):.3f}")
-            begin = time.perf_counter()  # compilation is not training
         if step % 50 == 0:
-            seconds = time.perf_counter() - begin
-            curve.append({"step": step, "seconds": round(seconds, 1),
+            curve.append({"step": step, "seconds": round(time.perf_counter() - begin, 1),
                           "tokens": (step + 1) * args.rows * args.length,
                           "loss": round(float(result.loss), 4), "text_loss": round(float(result.text_loss), 4),
                           "rate": round(rate, 4), "held_out_loss": ""})
         if step % 500 == 0:
-            shares = ", ".join(f"{s:.2f}" for t in result.shares for s in t.tolist())
-            if step % 1000 == 0 and step > 0:
-                few = windows[:: max(1, len(windows) // 32)]
+            if step % 1000 == 0:
                 loss = held_out_loss(few, model.cast_weights(weights, torch.bfloat16), config, args.device)
                 curve[-1]["held_out_loss"] = round(loss, 4)
+            shares = ", ".join(f"{s:.2f}" for t in result.shares for s in t.tolist())
             log(f"step {step}: {json.dumps(curve[-1])} routed {shares}")
-    raise AssertionError("unreachable")
+    return curve
+
+
+def to_device(batch: Rows, device: str) -> tuple[Tensor, Tensor]:
+    """Ids and token weights, [B, T + 1]."""
+    ids = torch.from_numpy(batch.ids.astype("int64")).to(device)
+    return ids, torch.from_numpy(batch.weights).to(device).float()
 
 
 def main() -> None:
@@ -236,7 +288,6 @@ def main() -> None:
     write_side_files(args.out, given | {"torch_dtype": "bfloat16"})
 
     torch.set_float32_matmul_precision("high")
-    plain_pieces = dict(model.PIECES)
     if not args.no_compile:
         model.compile_pieces()
     weights = {n: t.to(args.device).requires_grad_()
@@ -250,7 +301,7 @@ def main() -> None:
         writer.writerows(curve)
     log(f"{curve[-1]['step']} steps, model saved")
 
-    model.PIECES.update(plain_pieces)
+    model.PIECES.update(model.PLAIN_PIECES)
     final = bf16_weights(weights)
     scores: Json = {"held_out_loss": held_out_loss(windows, final, config, args.device)}
     log(f"held-out loss {scores['held_out_loss']:.4f}")

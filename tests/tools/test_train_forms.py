@@ -13,6 +13,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("safetensors")
+pytest.importorskip("tokenizers")
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 sys.path.insert(0, str(TOOLS))
 
@@ -97,6 +98,16 @@ def test_chunked_gradients_equal_the_recurrence() -> None:
     for fast, plain, inputs in cases:
         for ours, theirs in zip(gradients(fast, *inputs), gradients(plain, *inputs), strict=True):
             assert relative(ours, theirs) < 1e-9
+
+
+def test_greedy_by_whole_forwards_equals_reference() -> None:
+    import train_tiny
+
+    config = config_of(LAYERS)
+    weights = random_checkpoint(config, seed=6)
+    prompts = [[3, 5, 7, 11], list(range(60))]
+    ours = train_tiny.continue_greedily(prompts, 8, weights, config, "cpu", stops=[])
+    assert ours == [reference.greedy(config, weights, p, 8) for p in prompts]
 
 
 def test_shipped_architecture_has_every_kind_of_layer() -> None:

@@ -95,13 +95,10 @@ def gated_delta(q: Tensor, k: Tensor, v: Tensor, g: Tensor, beta: Tensor, size: 
     k_left = (k * (log_sum[..., -1:] - log_sum).exp().unsqueeze(-1)).transpose(-1, -2)
     total = log_sum[..., -1].exp()[..., None, None]  # [B, H, N, 1, 1]
     # Per chunk, state = total·state + k_leftᵀ (u - w state): one product with a [K, K] matrix.
-    keep = total * torch.eye(k.shape[-1], device=k.device) - k_left @ w
-    add = k_left @ u
-    state = torch.zeros_like(add[:, :, 0])
-    states = []
-    for n in range(q.shape[2]):
-        states.append(state)
-        state = torch.baddbmm(add[:, :, n].flatten(0, 1), keep[:, :, n].flatten(0, 1),
-                              state.flatten(0, 1)).view_as(state)
-    before = torch.stack(states, 2)  # [B, H, N, K, V]
+    keep = (total * torch.eye(k.shape[-1], device=k.device) - k_left @ w).flatten(0, 1).unbind(1)
+    add = (k_left @ u).flatten(0, 1).unbind(1)  # N of [B·H, K, V]
+    states = [torch.zeros_like(add[0])]
+    for n in range(len(add) - 1):
+        states.append(torch.baddbmm(add[n], keep[n], states[n]))
+    before = torch.stack(states, 1).unflatten(0, q.shape[:2])  # [B, H, N, K, V]
     return join(q_grown @ before + scores @ (u - w @ before))

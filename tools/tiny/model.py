@@ -8,7 +8,8 @@ Shapes: B rows, T tokens, D hidden size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +81,24 @@ PIECES: dict[str, Callable[..., Tensor]] = {
 }
 
 
+PLAIN_PIECES = dict(PIECES)
+
+
 def compile_pieces() -> None:
     """Fuses the elementwise pieces; the matrix products between them stay as they are."""
-    for name, piece in PIECES.items():
+    for name, piece in PLAIN_PIECES.items():
         PIECES[name] = torch.compile(piece, dynamic=False)
+
+
+@contextmanager
+def plain_pieces() -> Iterator[None]:
+    """Without compiled pieces, which would compile again for every new shape."""
+    compiled = dict(PIECES)
+    PIECES.update(PLAIN_PIECES)
+    try:
+        yield
+    finally:
+        PIECES.update(compiled)
 
 
 def linear(x: Tensor, w: Weights, name: str) -> Tensor:
@@ -296,7 +311,7 @@ def initial_weights(config: Json, shapes: dict[str, tuple[int, ...]], seed: int)
         if "conv" in name:
             return noise * shape[-1] ** -0.5
         if "embeddings" in name:
-            return noise / config["embedding_multiplier"]
+            return 0.02 * noise
         if name.endswith(("o_proj.weight", "out_proj.weight", "down_proj.weight")):
             return noise * shape[-1] ** -0.5 * (2 * blocks) ** -0.5
         return noise * shape[-1] ** -0.5

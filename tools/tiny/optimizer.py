@@ -64,7 +64,3 @@ class Optimizer:
         for group in self.adam.param_groups:
             group["lr"] = other_rate
         self.adam.step()
-        self.adam.zero_grad(set_to_none=True)
-        for group in self.muon.groups:
-            for t in group:
-                t.grad = None
