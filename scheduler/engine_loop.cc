@@ -74,15 +74,6 @@ bool EngineLoop::Turn() {
   return worked;
 }
 
-int64_t EngineLoop::WakeAtUs() const {
-  int64_t wake_us = deadlines_.empty() ? 0 : deadlines_.begin()->first;
-  const bool drains = mail_.draining && !drain_ended_ && !(running_.empty() && queue_.empty());
-  if (drains && (wake_us == 0 || mail_.drain_deadline_us < wake_us)) {
-    wake_us = mail_.drain_deadline_us;
-  }
-  return wake_us;
-}
-
 // ---- drain
 
 bool EngineLoop::Drain() {

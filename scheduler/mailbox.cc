@@ -1,7 +1,5 @@
 #include "scheduler/mailbox.h"
 
-#include <chrono>
-
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
 #include "core/error_details.h"
@@ -150,14 +148,9 @@ bool Mailbox::stopping() const {
   return mail_.stop;
 }
 
-void Mailbox::Wait(int64_t timeout_us) {
+void Mailbox::Wait() {
   std::unique_lock<std::mutex> lock(mutex_);
-  const auto ready = [this] { return changed_; };
-  if (timeout_us < 0) {
-    wake_.wait(lock, ready);
-  } else {
-    wake_.wait_for(lock, std::chrono::microseconds(timeout_us), ready);
-  }
+  wake_.wait(lock, [this] { return changed_; });
 }
 
 }  // namespace weir::scheduler

@@ -71,8 +71,8 @@ class Mailbox {
   void Publish(const EngineNews& news);
   int64_t queued_tokens() const;
   bool stopping() const;
-  // Engine thread. Blocks until there is something to Take, or for `timeout_us` (< 0: no limit).
-  void Wait(int64_t timeout_us);
+  // Engine thread. Blocks until there is something to Take.
+  void Wait();
 
  private:
   const SchedulerOptions options_;

@@ -1,7 +1,6 @@
 #include "scheduler/scheduler.h"
 
 #include <algorithm>
-#include <atomic>
 #include <thread>
 #include <utility>
 
@@ -125,9 +124,9 @@ class Scheduler::Impl {
  private:
   void Run() {
     while (!mailbox_.stopping()) {
-      if (loop_.Turn()) continue;
-      const int64_t wake_us = loop_.WakeAtUs();
-      mailbox_.Wait(wake_us == 0 ? -1 : std::max<int64_t>(wake_us - clock_->NowUs(), 0));
+      // Whoever has a deadline runs or waits, and then there are turns: an idle engine needs no
+      // alarm.
+      if (!loop_.Turn()) mailbox_.Wait();
     }
     loop_.EndEverything(FinishReason::kDrained);
   }

@@ -34,11 +34,12 @@ std::map<std::string, double> Scrape(const metrics::Registry& registry) {
 
 class SchedulerMetricsTest : public ::testing::Test {
  protected:
-  void Build(SchedulerOptions options = {}) {
+  void Build(SchedulerOptions options = {}, int32_t step_sequences = 8) {
     clock_.AdvanceUs(1);
     FakeOptions fake;
     fake.limits.max_in_flight = 1;
     fake.limits.cache.slots = 2;
+    fake.limits.max_step_sequences = step_sequences;
     fake.clock = &clock_;
     fake.step_us = 2000;
     executor_ = std::make_unique<FakeExecutor>(fake);
@@ -150,6 +151,22 @@ TEST_F(SchedulerMetricsTest, RefusalsAndCancelsAreCountedByReason) {
   EXPECT_EQ(Value("weir_requests_total{outcome=\"cancelled\"}"), 1);
   EXPECT_EQ(Value("weir_requests_total{outcome=\"deadline\"}"), 1);
   EXPECT_EQ(Value("weir_requests_total{outcome=\"drained\"}"), 1);
+}
+
+TEST_F(SchedulerMetricsTest, TheOutcomeIsTheWorstOfTheChoices) {
+  Build({}, /*step_sequences=*/1);  // the choices take turns
+  Request request = Make(1, 20);
+  request.num_choices = 2;
+  request.sampling.logit_bias = {{weir::testing::kNanAtDraw, 3.0f}};
+  ASSERT_TRUE(scheduler_->Submit(request).ok());
+  while (!sink_->choice_finished(0)) ASSERT_TRUE(scheduler_->RunOnce());
+  ASSERT_FALSE(sink_->choice_finished(1));
+  scheduler_->StopChoice(request.id, 1);
+  Run();
+  EXPECT_EQ(sink_->choice(0).reason, FinishReason::kError);
+  EXPECT_EQ(sink_->choice(1).reason, FinishReason::kStop);
+  EXPECT_EQ(Value("weir_requests_total{outcome=\"error\"}"), 1);
+  EXPECT_EQ(Value("weir_requests_total{outcome=\"stop\"}"), 0);
 }
 
 TEST_F(SchedulerMetricsTest, LimitsAreExported) {

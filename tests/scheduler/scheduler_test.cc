@@ -150,8 +150,11 @@ TEST(SchedulerTest, ALongPromptDoesNotStopThoseWhoDecode) {
   ExpectAnswer(*bench.sink, reader, bench.executor->limits());
 }
 
-TEST(SchedulerTest, TheMixedBudgetFollowsTheTarget) {
-  FakeOptions fake = InFlight(1);
+class MixedBudget : public ::testing::TestWithParam<int32_t> {};
+INSTANTIATE_TEST_SUITE_P(Depths, MixedBudget, ::testing::Values(1, 2));
+
+TEST_P(MixedBudget, FollowsTheTarget) {
+  FakeOptions fake = InFlight(GetParam());
   fake.limits.max_position = 100'000;
   fake.limits.max_step_tokens = 2000;
   fake.limits.cache.pages = 50'000;

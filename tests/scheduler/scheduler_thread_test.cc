@@ -128,11 +128,10 @@ TEST_P(SchedulerThreadTest, ManyThreadsSubmitCancelAndStop) {
   scheduler.CheckIntegrity();
 }
 
-TEST_P(SchedulerThreadTest, DeadlinesWakeASleepingEngine) {
+TEST_P(SchedulerThreadTest, ADeadlineCutsWhatRuns) {
   FakeExecutor executor(Fake());
   Scheduler scheduler({}, &executor, &clock_, nullptr);
   scheduler.Start();
-  // Nothing runs long enough to notice the deadline by its own turns: one token takes 5 ms.
   executor.SetTimes(5000, 0);
   const auto call = MakeCall(1, 1, 100);
   call->request.deadline_us = clock_.NowUs() + 30'000;
