@@ -284,7 +284,8 @@ def main() -> None:
     maker = RowMaker(tokenizer, corpus.train, args.length)
     log(f"{len(maker.text)} tokens of text")
     feed = Feed(maker, args.rows, args.workers, args.seed)
-    windows = evaluation.held_out_windows(tokenizer, corpus.held_out, 1024)
+    windows = evaluation.held_out_windows(lambda text: tokenizer.encode(text).ids,
+                                          evaluation.held_out_text(corpus.held_out), 1024)
     write_side_files(args.out, given | {"torch_dtype": "bfloat16"})
 
     torch.set_float32_matmul_precision("high")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from functools import lru_cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import jinja2
-from tokenizers import Tokenizer
+if TYPE_CHECKING:  # the evaluation through a server needs neither
+    import jinja2
+    from tokenizers import Tokenizer
 
 Message = dict[str, Any]
 
@@ -76,6 +77,8 @@ def to_json(value: Any) -> str:
 
 @lru_cache(maxsize=1)
 def template() -> jinja2.Template:
+    import jinja2
+
     def refuse(message: str) -> None:
         raise jinja2.TemplateError(message)
 

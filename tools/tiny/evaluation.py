@@ -6,8 +6,6 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tokenizers import Tokenizer
-
 from tiny.arithmetic import arithmetic
 from tiny.chat import render
 from tiny.corpus import Book, Passages
@@ -37,6 +35,7 @@ TRIALS = (
     Trial("fill_json", fill_json, 70),
 )
 WELL_FORMED = "tool_call_well_formed"  # beside tool_call, from the same answers
+FLOORED = tuple(t.name for t in TRIALS if t.floor) + (WELL_FORMED,)
 SEED = 20_000_003
 
 
@@ -63,10 +62,11 @@ def held_out_text(books: list[Book]) -> list[str]:
     return ["\n\n".join(b.paragraphs) for b in books if b.paragraphs]
 
 
-def held_out_windows(tokenizer: Tokenizer, books: list[Book], length: int) -> list[list[int]]:
+def held_out_windows(tokenize: Callable[[str], list[int]], texts: list[str],
+                     length: int) -> list[list[int]]:
     """Held-out text as windows of `length` tokens; shorter rests are left out."""
     windows = []
-    for text in held_out_text(books):
-        ids = tokenizer.encode(text).ids
+    for text in texts:
+        ids = tokenize(text)
         windows += [ids[i : i + length] for i in range(0, len(ids) - length + 1, length)]
     return windows

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -21,15 +22,20 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
     ])
     tokenizer.decoder = decoders.ByteLevel()
-    control = [AddedToken(t, special=True, normalized=False) for t in CONTROL]
-    markup = [AddedToken(t, special=False, normalized=False) for t in MARKUP]
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size, min_frequency=2, show_progress=False,
-        special_tokens=control + markup,
+        special_tokens=[AddedToken(t, special=True, normalized=False) for t in CONTROL + MARKUP],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet())
     tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.add_tokens(markup)  # the trainer marks all its tokens special; these are text
-    return tokenizer
+    return with_visible_markup(tokenizer)
+
+
+def with_visible_markup(tokenizer: Tokenizer) -> Tokenizer:
+    """The trainer marks all its tokens special; those of MARKUP are part of the text."""
+    data = json.loads(tokenizer.to_str())
+    for token in data["added_tokens"]:
+        token["special"] = token["content"] not in MARKUP
+    return Tokenizer.from_str(json.dumps(data, ensure_ascii=False))
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
