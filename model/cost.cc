@@ -22,7 +22,9 @@ absl::StatusOr<StepCost> EstimateCost(const std::string& path, const LoadOptions
     cost.weight_bytes += need.num_elements() * (matrix ? weight_size : 4);
     if (!matrix && need.role != TensorNeed::Role::kRouter) continue;
     const double flops = 2.0 * static_cast<double>(need.num_elements());
-    if (need.layer < 0) {
+    const bool last_feed_forward =
+        need.mixer < 0 && need.layer + 1 == static_cast<int>(model.layers.size()) && matrix;
+    if (need.layer < 0 || last_feed_forward) {
       cost.head_flops += flops;  // lm_head, or the embedding that serves as one
     } else {
       cost.matrix_flops_per_token += need.mixer >= 0 ? share(need.layer) * flops : flops;

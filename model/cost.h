@@ -21,10 +21,11 @@ struct StepCost {
   // Read per sequence, step and token of context by full attention.
   int64_t kv_bytes_per_context_token = 0;
 
-  // Multiply-adds count as two. Per token, without the head: matrix products and recurrences.
+  // Multiply-adds count as two. Per token, whatever rows are wanted: matrix products and
+  // recurrences.
   double matrix_flops_per_token = 0;
   double state_flops_per_token = 0;
-  // Per row of logits.
+  // Per row of logits: the head, and the last layer's feed-forward part, which other rows skip.
   double head_flops = 0;
   // Per token and entry of context that full attention looks at.
   double attention_flops_per_context_token = 0;

@@ -8,11 +8,14 @@
 
 namespace weir::model {
 
-void Decoder::Forward(const StepContext& step, TensorView ids, TensorView h) const {
+void Decoder::Forward(const StepContext& step, TensorView ids, TensorView wanted,
+                      TensorView out) const {
   Scratch::Scope scope(step.scratch);
   const Stream stream = step.stream;
-  TensorView x = step.scratch.Floats(h.size(0), h.size(1));
-  TensorView block = step.scratch.Floats(h.size(0), h.size(1));
+  const int64_t tokens = ids.size(0), hidden = out.size(1);
+  TensorView h = step.scratch.Floats(tokens, hidden);
+  TensorView x = step.scratch.Floats(tokens, hidden);
+  TensorView block = step.scratch.Floats(tokens, hidden);
   Embed(ids, h, stream);
 
   // What the last block computed is added to h together with the next norm.
@@ -28,6 +31,17 @@ void Decoder::Forward(const StepContext& step, TensorView ids, TensorView h) con
         layer.mixers[m]->Forward(step, x, block);
       }
       delta = block;
+    }
+    if (&layer == &layers_.back()) {
+      // No token looks at another any more: only the wanted rows go on.
+      if (wanted.size(0) == 0) return;
+      kernels::GatherRows(h, wanted, out, stream);
+      h = out;
+      x = x.Rows(0, wanted.size(0));
+      if (delta.defined()) kernels::GatherRows(delta, wanted, x, stream);
+      block = block.Rows(0, wanted.size(0));
+      std::swap(x, block);
+      if (delta.defined()) delta = block;
     }
     if (layer.feed_forward) {
       layer.mlp_norm->AddAndNorm(h, delta, residual_multiplier_, x, stream);

@@ -40,11 +40,11 @@ class Decoder {
                                       WeightReader& weights);
 
   // Floats per token that Forward takes of the scratch, beside what layers take.
-  static int64_t OwnScratchFloats(const ModelDescription& model) { return 2 * model.hidden_size; }
+  static int64_t OwnScratchFloats(int hidden) { return 3 * int64_t{hidden}; }
 
-  // h [tokens, D]: the residual stream after the last layer. ids [tokens] i32. Advances the states
-  // of the batch's slots.
-  void Forward(const StepContext& step, TensorView ids, TensorView h) const;
+  // out [n, D]: the residual stream after the last layer in the rows `wanted` [n] i32 of the batch
+  // (n may be 0). ids [tokens] i32. Advances the states of the batch's slots.
+  void Forward(const StepContext& step, TensorView ids, TensorView wanted, TensorView out) const;
 
   // logits [n, vocab] of the rows `rows` [n] i32 of h. Takes 2 * n * D floats of scratch.
   void Logits(const StepContext& step, TensorView h, TensorView rows, TensorView logits) const;

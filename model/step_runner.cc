@@ -17,11 +17,15 @@ int Columns(const scheduler::ExecutorLimits& limits) {
   return std::min(limits.layout.PagesFor(limits.max_position), limits.cache.pages);
 }
 
+bool WantsAllRows(const SequenceInput& sequence) {
+  return sequence.all_logits || sequence.prompt_logprobs >= 0;
+}
+
 size_t ToSize(int64_t n) { return static_cast<size_t>(n); }
 
 int64_t ScratchFloats(int hidden, const scheduler::ExecutorLimits& limits, int64_t per_token) {
   // Layers and the decoder, or the head's two buffers; a few alignments.
-  const int64_t layers = limits.max_step_tokens * (per_token + 2 * int64_t{hidden});
+  const int64_t layers = limits.max_step_tokens * (per_token + Decoder::OwnScratchFloats(hidden));
   const int64_t head = 2 * int64_t{limits.max_step_sequences} * hidden;
   return std::max(layers, head) + 64 * Scratch::kAlignFloats;
 }
@@ -46,7 +50,9 @@ StepRunner::StepRunner(const Decoder* decoder, int hidden, const scheduler::Exec
       routed_(limits.max_step_tokens, limits.max_step_sequences, Columns(limits)),
       ids_(ToSize(limits.max_step_tokens)),
       head_rows_(ToSize(limits.max_step_sequences)),
-      first_row_(ToSize(limits.max_step_sequences)),
+      first_token_(ToSize(limits.max_step_sequences)),
+      kept_rows_(ToSize(limits.max_step_tokens)),
+      first_kept_(ToSize(limits.max_step_sequences)),
       histories_(ToSize(limits.max_step_sequences)) {
   previous_.reserve(ToSize(limits.max_step_sequences));
   sample_rows_.reserve(ToSize(limits.max_step_sequences));
@@ -91,7 +97,7 @@ void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int a
                               int first_token) {
   const auto s = ToSize(at);
   const auto count = static_cast<int>(sequence.tokens.size());
-  first_row_[index] = first_token;
+  first_token_[index] = first_token;
   batch_.offsets[s] = first_token;
   batch_.offsets[s + 1] = first_token + count;
   batch_.slots[s] = sequence.slot;
@@ -135,12 +141,25 @@ BatchView StepRunner::Pack(absl::Span<const SequenceInput> sequences) {
   return batch_.View(tokens, count, singles);
 }
 
+void StepRunner::ChooseKeptRows(absl::Span<const SequenceInput> sequences) {
+  kept_ = 0;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto run = static_cast<int32_t>(sequences[i].tokens.size());
+    first_kept_[i] = kept_;
+    int32_t row = first_token_[i] + run - (sequences[i].sample ? 1 : 0);
+    if (WantsAllRows(sequences[i])) row = first_token_[i];
+    for (; row < first_token_[i] + run; ++row) kept_rows_[ToSize(kept_++)] = row;
+  }
+}
+
 StepResult StepRunner::Run(absl::Span<const SequenceInput> sequences) {
   const auto begin = std::chrono::steady_clock::now();
   const BatchView batch = Pack(sequences);
   const StepContext step{batch, state_, scratch_, routed_, stream_};
-  TensorView h(hidden_states_.as<float>(), {batch.tokens, hidden_});
-  decoder_->Forward(step, TensorView(ids_.data(), {batch.tokens}), h);
+  ChooseKeptRows(sequences);
+  decoder_->Forward(step, TensorView(ids_.data(), {batch.tokens}),
+                    TensorView(kept_rows_.data(), {kept_}),
+                    TensorView(hidden_states_.as<float>(), {kept_, hidden_}));
 
   StepResult result;
   result.outputs.resize(sequences.size());
@@ -157,7 +176,7 @@ StepResult StepRunner::Run(absl::Span<const SequenceInput> sequences) {
 TensorView StepRunner::ComputeLogits(const StepContext& step, absl::Span<const WantedRow> rows) {
   const auto count = static_cast<int64_t>(rows.size());
   for (size_t i = 0; i < rows.size(); ++i) head_rows_[i] = rows[i].row;
-  TensorView h(hidden_states_.as<float>(), {step.batch.tokens, hidden_});
+  TensorView h(hidden_states_.as<float>(), {kept_, hidden_});
   TensorView logits(logits_.as<float>(), {count, limits_.vocab_size});
   decoder_->Logits(step, h, TensorView(head_rows_.data(), {count}), logits);
   return logits;
@@ -169,7 +188,7 @@ void StepRunner::AllLogits(const StepContext& step, absl::Span<const SequenceInp
     if (!sequences[i].all_logits) continue;
     std::vector<WantedRow> rows;
     for (size_t t = 0; t < sequences[i].tokens.size(); ++t) {
-      rows.push_back({first_row_[i] + static_cast<int32_t>(t), i, -1});
+      rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, -1});
     }
     std::vector<float>& out = result->outputs[i].logits;
     out.resize(rows.size() * ToSize(limits_.vocab_size));
@@ -193,7 +212,7 @@ void StepRunner::PromptLogprobs(const StepContext& step, absl::Span<const Sequen
     for (size_t t = 0; t < sequence.tokens.size(); ++t) {
       const bool last = t + 1 == sequence.tokens.size();
       const int32_t target = last ? sequence.next_prompt_token : sequence.tokens[t + 1];
-      if (target >= 0) rows.push_back({first_row_[i] + static_cast<int32_t>(t), i, target});
+      if (target >= 0) rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, target});
     }
   }
   for (size_t at = 0; at < rows.size(); at += head_rows_.size()) {
@@ -246,13 +265,13 @@ void StepRunner::SampleTokens(const StepContext& step, absl::Span<const Sequence
       if (sequence.feed_previous) {
         std::vector<int32_t>& history = histories_[rows.size()];
         history.assign(sequence.generated.begin(), sequence.generated.end());
-        history.push_back(ids_[ToSize(first_row_[i])]);
+        history.push_back(ids_[ToSize(first_token_[i])]);
         row.generated = history;
       }
     }
     top_entries += ToSize(std::max(0, params.logprobs));
-    const auto last = static_cast<int32_t>(sequence.tokens.size()) - 1;
-    rows.push_back({first_row_[i] + last, i, -1});
+    const auto last = WantsAllRows(sequence) ? static_cast<int32_t>(sequence.tokens.size()) - 1 : 0;
+    rows.push_back({first_kept_[i] + last, i, -1});
     sample_rows_.push_back(row);
   }
   previous_.clear();

@@ -34,7 +34,7 @@ class StepRunner {
  private:
   // One row of logits that somebody asked for.
   struct WantedRow {
-    int32_t row = 0;      // of the batch
+    int32_t row = 0;      // of hidden_states_
     size_t sequence = 0;  // of the plan
     int32_t target = -1;  // prompt log probability of this token
   };
@@ -44,6 +44,9 @@ class StepRunner {
   BatchView Pack(absl::Span<const scheduler::SequenceInput> sequences);
   void PackSequence(const scheduler::SequenceInput& sequence, size_t index, int at,
                     int first_token);
+  // Fills kept_rows_: all rows of sequences whose every logit is wanted, the last of those that
+  // sample.
+  void ChooseKeptRows(absl::Span<const scheduler::SequenceInput> sequences);
   int32_t PreviousToken(scheduler::SequenceId sequence) const;
 
   // Logits of `rows`, at most max_step_sequences of them, [rows, vocab].
@@ -64,7 +67,10 @@ class StepRunner {
   Scratch scratch_;
   BatchStorage batch_, routed_;
   std::vector<int32_t> ids_, head_rows_;
-  std::vector<int32_t> first_row_;                                   // of each sequence of the plan
+  std::vector<int32_t> first_token_;  // of each sequence of the plan, in the batch
+  // Rows of the batch whose hidden states are kept for the head, and where a sequence's begin.
+  std::vector<int32_t> kept_rows_, first_kept_;
+  int kept_ = 0;
   std::vector<std::pair<scheduler::SequenceId, int32_t>> previous_;  // sampled by the last step
   std::vector<kernels::SampleRow> sample_rows_;
   std::vector<kernels::SampleResult> sample_results_;

@@ -162,8 +162,8 @@ TEST(Cost, OfAKnownShape) {
   const double delta = 1024.0 * (4 * 2048 + 32) + 2048.0 * 1024;
   const double attention = 1024.0 * (2 * 2048 + 2 * 512) + 2048.0 * 1024;
   const double feed_forward = 3 * 1024.0 * 3584;
-  EXPECT_EQ(cost->matrix_flops_per_token, 2 * (18 * delta + 6 * attention + 24 * feed_forward));
-  EXPECT_EQ(cost->head_flops, 2 * 1024.0 * 248320);
+  EXPECT_EQ(cost->matrix_flops_per_token, 2 * (18 * delta + 6 * attention + 23 * feed_forward));
+  EXPECT_EQ(cost->head_flops, 2 * (1024.0 * 248320 + feed_forward));
   EXPECT_EQ(cost->kv_bytes_per_context_token, 12288);
   EXPECT_EQ(cost->state_bytes, info->layout.slot_bytes);
   EXPECT_NEAR(static_cast<double>(cost->weight_bytes),
