@@ -7,6 +7,10 @@ endif()
 
 add_library(weir_flags INTERFACE)
 target_compile_options(weir_flags INTERFACE -Wall -Wextra -Werror)
+if(CMAKE_CXX_COMPILER_ID STREQUAL "GNU" AND CMAKE_CXX_COMPILER_VERSION VERSION_LESS 13)
+  # gcc 12 sees overlapping copies inside std::string (GCC bug 105329).
+  target_compile_options(weir_flags INTERFACE -Wno-restrict)
+endif()
 target_include_directories(weir_flags INTERFACE ${CMAKE_SOURCE_DIR})
 target_compile_definitions(weir_flags INTERFACE WEIR_VERSION="${PROJECT_VERSION}")
 

@@ -1,5 +1,7 @@
 #include "server/server.h"
 
+#include <google/protobuf/stubs/logging.h>
+#include <grpc/support/log.h>
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
@@ -43,6 +45,16 @@ void SetChannelOptions(const ServerOptions& options, grpc::ServerBuilder* builde
   // A write is done when the connection took it: what a slow reader leaves lies in our own bounded
   // buffer, not in gRPC's.
   builder->AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 4096);
+}
+
+// What the libraries have to say goes to our log, and only when somebody debugs: clients get a status
+// for what they did, and the log is not theirs to fill.
+void QuietLibraries() {
+  gpr_set_log_function([](gpr_log_func_args* line) { LogDebug("grpc: ", line->message); });
+  google::protobuf::SetLogHandler(
+      [](google::protobuf::LogLevel, const char*, int, const std::string& message) {
+        LogDebug("protobuf: ", message);
+      });
 }
 
 }  // namespace
@@ -92,6 +104,7 @@ absl::Status Server::Impl::Build(const ServerOptions& options) {
   services.push_back(MakeTokenizerService(&context));
   services.push_back(MakeModelService(&context));
 
+  QuietLibraries();
   grpc::EnableDefaultHealthCheckService(true);
   if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;

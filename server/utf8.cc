@@ -42,19 +42,16 @@ std::optional<size_t> FirstInvalidUtf8(std::string_view text) {
 
 std::string ShortenedUtf8(std::string_view text, size_t max_bytes) {
   std::string out;
-  for (size_t at = 0; at < text.size();) {
+  size_t cut = 0;  // the longest prefix of whole characters that leaves room for "..."
+  for (size_t at = 0; at < text.size() && out.size() <= max_bytes;) {
     const size_t bytes = CharacterBytes(text.substr(at));
-    const size_t step = bytes == 0 ? 1 : bytes;
-    const bool last = at + step == text.size();
-    if (out.size() + step > (last ? max_bytes : max_bytes - 3)) return out + "...";
-    if (bytes == 0) {
-      out.push_back('?');
-    } else {
-      out.append(text.substr(at, bytes));
-    }
-    at += step;
+    out.append(bytes == 0 ? "?" : text.substr(at, bytes));
+    at += bytes == 0 ? 1 : bytes;
+    if (out.size() + 3 <= max_bytes) cut = out.size();
   }
-  return out;
+  if (out.size() <= max_bytes) return out;
+  out.resize(cut);
+  return out + "...";
 }
 
 }  // namespace weir::server
