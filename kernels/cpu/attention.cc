@@ -247,14 +247,21 @@ class Attention {
     KeyBlock block;
     block.head_dim = s_.head_dim;
     block.padded_dim = s_.padded_dim;
-    block.keys = scratch.Of<float>(kKeyBlock * (s_.head_dim + s_.padded_dim) + rows * s_.head_dim);
-    block.values = block.keys + kKeyBlock * s_.head_dim;
-    float* q = block.values + kKeyBlock * s_.padded_dim;
+    block.bf16 = source_.dtype() == DType::kBF16;
+    block.keys = scratch.Of<float>((kKeyBlock + rows) * s_.head_dim);
+    float* q = block.keys + kKeyBlock * s_.head_dim;
     PackQueries(u, q);
     const int64_t end = std::min((split + 1) * kKeySplit, u.last);
-    for (int64_t begin = split * kKeySplit; begin < end; begin += kKeyBlock) {
-      if (begin + kKeyBlock <= u.first) continue;
-      GatherBlock(u, begin, block);
+    const int64_t start = std::max(split * kKeySplit, u.first / kKeyBlock * kKeyBlock);
+    KeyRows key_rows[2];
+    FindRows(u, start, key_rows[0]);
+    int now = 0;
+    for (int64_t begin = start; begin < end; begin += kKeyBlock, now = 1 - now) {
+      FindRows(u, begin + kKeyBlock, key_rows[1 - now]);
+      block.rows = &key_rows[now];
+      block.next = &key_rows[1 - now];
+      kernel_.gather(block);
+      bool first = true;
       for (int64_t row = 0; row < rows; row += kernel_.tile_rows) {
         QueryTile tile;
         tile.rows = static_cast<int>(std::min<int64_t>(kernel_.tile_rows, rows - row));
@@ -271,7 +278,8 @@ class Attention {
         tile.max = part.max + row;
         tile.sum = part.sum + row;
         tile.acc = part.acc + row * s_.padded_dim;
-        kernel_.attend(block, tile);
+        kernel_.attend(block, tile, first);
+        first = false;
       }
     }
   }
@@ -290,16 +298,15 @@ class Attention {
     }
   }
 
-  void GatherBlock(const Unit& u, int64_t begin, const KeyBlock& block) const {
-    const void* keys[kKeyBlock] = {};
-    const void* values[kKeyBlock] = {};
+  // Rows of the entries in [begin, begin + 64) that the unit sees; all null past its end.
+  void FindRows(const Unit& u, int64_t begin, KeyRows& rows) const {
+    rows = {};
     const int64_t offset = u.kv_head * s_.head_dim * DTypeSize(source_.dtype());
     const int64_t last = std::min(begin + kKeyBlock, u.last);
     for (int64_t j = std::max(begin, u.first); j < last; ++j) {
-      keys[j - begin] = source_.Key(u.seq, j) + offset;
-      values[j - begin] = source_.Value(u.seq, j) + offset;
+      rows.keys[j - begin] = source_.Key(u.seq, j) + offset;
+      rows.values[j - begin] = source_.Value(u.seq, j) + offset;
     }
-    kernel_.gather(keys, values, source_.dtype() == DType::kBF16, block);
   }
 
   void MergeRow(Part& total, const Part& part, int64_t r) const {

@@ -15,12 +15,20 @@ inline constexpr int kKeyBlock = 64;
 inline constexpr int kKeySplit = 512;
 inline constexpr int kMaxQueryRows = 6;
 
-// Keys and values of one block and one kv head, as f32.
+// Where the entries of a block lie: rows of head_dim, bf16 or f32, null past those that are seen.
+struct KeyRows {
+  const void* keys[kKeyBlock];
+  const void* values[kKeyBlock];
+};
+
+// One block for one kv head.
 struct KeyBlock {
-  float* keys = nullptr;    // [head_dim][64], zero past the entries that are there
-  float* values = nullptr;  // [64][padded_dim], columns past head_dim are zero
+  const KeyRows* rows = nullptr;
+  const KeyRows* next = nullptr;  // the block after it: asked for while this one is worked on
+  bool bf16 = false;
   int64_t head_dim = 0;
   int64_t padded_dim = 0;  // head_dim rounded up to 16
+  float* keys = nullptr;   // [head_dim][64]: the keys turned around, zero past those that are seen
 };
 
 // Up to kMaxQueryRows queries of one kv head: a query is one head of one token.
@@ -40,10 +48,10 @@ struct AttentionKernel {
   int tile_rows = 1;  // tallest tile
   // x [n] to bf16, nearest, ties to even.
   void (*to_bf16)(const float* x, int64_t n, uint16_t* out) = nullptr;
-  // Fills a block from rows of bf16 or f32; null rows are zeros.
-  void (*gather)(const void* const* key_rows, const void* const* value_rows, bool bf16,
-                 const KeyBlock& block) = nullptr;
-  void (*attend)(const KeyBlock& block, const QueryTile& tile) = nullptr;
+  // Turns the keys of a block around.
+  void (*gather)(const KeyBlock& block) = nullptr;
+  // `first`: of the tiles that pass over the block, this is the first.
+  void (*attend)(const KeyBlock& block, const QueryTile& tile, bool first) = nullptr;
   // Adds a later part to an earlier one: (max, sum, acc) of one row.
   void (*merge)(float* max, float* sum, float* acc, float part_max, float part_sum,
                 const float* part_acc, int64_t padded_dim) = nullptr;

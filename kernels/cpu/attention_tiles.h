@@ -19,44 +19,70 @@ void ToBf16(const float* x, int64_t n, uint16_t* out) {
   }
 }
 
+// Elements [i, i + n) of a row, at most a vector of them.
 template <bool kBf16>
 WEIR_VEC Vec::F LoadKv(const void* row, int64_t i, int64_t n) {
-  if (row == nullptr) return Vec::Set1(0.0f);
-  if constexpr (kBf16) return Vec::LoadBf16N(static_cast<const uint16_t*>(row) + i, n - i);
-  return Vec::LoadN(static_cast<const float*>(row) + i, n - i);
+  if constexpr (kBf16) return Vec::LoadBf16N(static_cast<const uint16_t*>(row) + i, n);
+  return Vec::LoadN(static_cast<const float*>(row) + i, n);
 }
 
+// Memory is asked ahead, evenly over the work on a block, because a core drops or stalls on more
+// requests than it can have under way:
+//   while the scores are computed        even keys of the next block
+//   while values are added               odd keys and even values of the next block
+//   while the next keys are turned over  odd values of that block
+WEIR_VEC void Ask(const void* row, int64_t byte) {
+  if (row != nullptr) __builtin_prefetch(static_cast<const char*>(row) + byte);
+}
+
+// Keys of bf16 are turned around as pairs of neighbours, half the work.
 template <bool kBf16>
-void GatherRows(const void* const* key_rows, const void* const* value_rows, const KeyBlock& block) {
+WEIR_VEC void GatherRows(const KeyBlock& block, int j) {
   constexpr int kLanes = Vec::kLanes;
+  constexpr int kStep = kBf16 ? 2 * kLanes : kLanes;
   const int64_t dim = block.head_dim;
-  for (int j = 0; j < kKeyBlock; j += kLanes) {
-    for (int64_t i = 0; i < dim; i += kLanes) {
-      Vec::F r[kLanes];
-      for (int l = 0; l < kLanes; ++l) r[l] = LoadKv<kBf16>(key_rows[j + l], i, dim);
-      Vec::Transpose(r);
-      const int64_t count = dim - i < kLanes ? dim - i : kLanes;
-      for (int64_t l = 0; l < count; ++l) Vec::Store(block.keys + (i + l) * kKeyBlock + j, r[l]);
+  for (int64_t i = 0; i < dim; i += kStep) {
+    Vec::F r[kLanes];
+#pragma GCC unroll 16
+    for (int l = 0; l < kLanes; ++l) {
+      const void* row = block.rows->keys[j + l];
+      if (l % 2 != 0) Ask(block.rows->values[j + l], i * (kBf16 ? 2 : 4));
+      if (row == nullptr) {
+        r[l] = Vec::Set1(0.0f);
+      } else if (kBf16) {
+        r[l] = Vec::LoadPairsN(static_cast<const uint16_t*>(row) + i, dim - i);
+      } else {
+        r[l] = Vec::LoadN(static_cast<const float*>(row) + i, dim - i);
+      }
     }
-  }
-  for (int j = 0; j < kKeyBlock; ++j) {
-    if (value_rows[j] == nullptr) continue;  // nobody sees it, so nobody reads it
-    float* out = block.values + j * block.padded_dim;
-    for (int64_t i = 0; i < block.padded_dim; i += kLanes) {
-      Vec::Store(out + i, LoadKv<kBf16>(value_rows[j], i, dim));
+    Vec::Transpose(r);
+    float* out = block.keys + i * kKeyBlock + j;
+    if (kBf16) {
+      const int64_t count = dim - i < kStep ? dim - i : kStep;
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l) {
+        if (2 * l < count) Vec::Store(out + 2 * l * kKeyBlock, Vec::EvenBf16(r[l]));
+        if (2 * l + 1 < count) Vec::Store(out + (2 * l + 1) * kKeyBlock, Vec::OddBf16(r[l]));
+      }
+    } else {
+      const int64_t count = dim - i < kStep ? dim - i : kStep;
+#pragma GCC unroll 16
+      for (int64_t l = 0; l < kLanes; ++l) {
+        if (l < count) Vec::Store(out + l * kKeyBlock, r[l]);
+      }
     }
   }
 }
 
-void Gather(const void* const* key_rows, const void* const* value_rows, bool bf16,
-            const KeyBlock& block) {
-  bf16 ? GatherRows<true>(key_rows, value_rows, block)
-       : GatherRows<false>(key_rows, value_rows, block);
+void Gather(const KeyBlock& block) {
+  for (int j = 0; j < kKeyBlock; j += Vec::kLanes) {
+    block.bf16 ? GatherRows<true>(block, j) : GatherRows<false>(block, j);
+  }
 }
 
 // score[r][j] for the first `entries` entries (rounded up to whole vectors).
-template <int R>
-WEIR_VEC void Scores(const KeyBlock& block, const float* q, int entries, float* score) {
+template <int R, bool kAhead>
+void Scores(const KeyBlock& block, const float* q, int entries, float* score) {
   constexpr int kVectors = Vec::kTileVectors;
   for (int j = 0; j < entries; j += kVectors * Vec::kLanes) {
     Vec::F acc[R][kVectors];
@@ -67,7 +93,12 @@ WEIR_VEC void Scores(const KeyBlock& block, const float* q, int entries, float* 
     }
     const float* keys = block.keys + j;
     const float* x = q;
+    // 32 rows are as many cache lines as head_dim times half the bytes of an element.
+    const int64_t lines = kAhead && j == 0 ? (block.bf16 ? 1 : 2) : 0;
     for (int64_t d = 0; d < block.head_dim; ++d) {
+      for (int64_t n = d * lines; n < (d + 1) * lines; ++n) {
+        Ask(block.next->keys[n % 32 * 2], n / 32 * 64);
+      }
       Vec::F key[kVectors];
 #pragma GCC unroll 8
       for (int c = 0; c < kVectors; ++c) key[c] = Vec::Load(keys + c * Vec::kLanes);
@@ -120,10 +151,13 @@ WEIR_VEC float Weigh(float* score, int entries, int first, int last, float* max,
 }
 
 // acc[r] = acc[r] * factor[r] + sum over entries [begin, end) of weight[r][j] * value[j], for
-// kVectors vectors of columns.
-template <int R, int kVectors>
-WEIR_VEC void AddValues(const float* weight, const float* factor, int begin, int end,
-                        const float* values, int64_t padded_dim, float* out) {
+// kVectors vectors of columns from `column`; the last vector may be cut at head_dim.
+template <int R, int kVectors, bool kBf16, bool kAhead>
+void AddValues(const KeyBlock& block, const float* weight, const float* factor, int begin, int end,
+               int64_t column, float* out) {
+  const int64_t padded_dim = block.padded_dim;
+  const int64_t left = kVectors > 1 ? kVectors * Vec::kLanes : block.head_dim - column;
+  out += column;
   Vec::F acc[R][kVectors];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -132,11 +166,20 @@ WEIR_VEC void AddValues(const float* weight, const float* factor, int begin, int
       acc[r][c] = Vec::Mul(Vec::Load(out + r * padded_dim + c * Vec::kLanes), Vec::Set1(factor[r]));
     }
   }
+  constexpr int64_t kBytes = kBf16 ? 2 : 4;
   for (int j = begin; j < end; ++j) {
+    if (kAhead && kVectors > 1) {
+      const void* next = j % 2 == 0 ? block.next->values[j] : block.next->keys[j];
+      for (int64_t byte = (column * kBytes + 63) / 64 * 64;
+           byte < (column + kVectors * Vec::kLanes) * kBytes; byte += 64) {
+        Ask(next, byte);
+      }
+    }
     Vec::F value[kVectors];
 #pragma GCC unroll 8
     for (int c = 0; c < kVectors; ++c) {
-      value[c] = Vec::Load(values + j * padded_dim + c * Vec::kLanes);
+      value[c] =
+          LoadKv<kBf16>(block.rows->values[j], column + c * Vec::kLanes, left - c * Vec::kLanes);
     }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
@@ -154,7 +197,20 @@ WEIR_VEC void AddValues(const float* weight, const float* factor, int begin, int
   }
 }
 
-template <int R>
+template <int R, bool kBf16, bool kAhead>
+WEIR_VEC void AddAllValues(const KeyBlock& block, const float* weight, const float* factor,
+                           int begin, int end, float* out) {
+  constexpr int kWide = Vec::kTileVectors * Vec::kLanes;
+  int64_t i = 0;
+  for (; i + kWide <= block.head_dim; i += kWide) {
+    AddValues<R, Vec::kTileVectors, kBf16, kAhead>(block, weight, factor, begin, end, i, out);
+  }
+  for (; i < block.head_dim; i += Vec::kLanes) {
+    AddValues<R, 1, kBf16, false>(block, weight, factor, begin, end, i, out);
+  }
+}
+
+template <int R, bool kAhead>
 void AttendTile(const KeyBlock& block, const QueryTile& tile) {
   alignas(64) float weight[R * kKeyBlock];
   float factor[R];
@@ -163,36 +219,34 @@ void AttendTile(const KeyBlock& block, const QueryTile& tile) {
     begin = tile.first[r] < begin ? tile.first[r] : begin;
     end = tile.last[r] > end ? tile.last[r] : end;
   }
-  Scores<R>(block, tile.q, end, weight);
+  Scores<R, kAhead>(block, tile.q, end, weight);
   for (int r = 0; r < R; ++r) {
     factor[r] =
         Weigh(weight + r * kKeyBlock, end, tile.first[r], tile.last[r], tile.max + r, tile.sum + r);
   }
-  constexpr int kWide = Vec::kTileVectors * Vec::kLanes;
-  int64_t i = 0;
-  for (; i + kWide <= block.padded_dim; i += kWide) {
-    AddValues<R, Vec::kTileVectors>(weight, factor, begin, end, block.values + i, block.padded_dim,
-                                    tile.acc + i);
-  }
-  for (; i < block.padded_dim; i += Vec::kLanes) {
-    AddValues<R, 1>(weight, factor, begin, end, block.values + i, block.padded_dim, tile.acc + i);
-  }
+  block.bf16 ? AddAllValues<R, true, kAhead>(block, weight, factor, begin, end, tile.acc)
+             : AddAllValues<R, false, kAhead>(block, weight, factor, begin, end, tile.acc);
 }
 
-void Attend(const KeyBlock& block, const QueryTile& tile) {
+template <int R>
+void AttendRows(const KeyBlock& block, const QueryTile& tile, bool first) {
+  first ? AttendTile<R, true>(block, tile) : AttendTile<R, false>(block, tile);
+}
+
+void Attend(const KeyBlock& block, const QueryTile& tile, bool first) {
   switch (tile.rows) {
     case 1:
-      return AttendTile<1>(block, tile);
+      return AttendRows<1>(block, tile, first);
     case 2:
-      return AttendTile<2>(block, tile);
+      return AttendRows<2>(block, tile, first);
     case 3:
-      return AttendTile<3>(block, tile);
+      return AttendRows<3>(block, tile, first);
     case 4:
-      return AttendTile<4>(block, tile);
+      return AttendRows<4>(block, tile, first);
     case 5:
-      return AttendTile<5>(block, tile);
+      return AttendRows<5>(block, tile, first);
     default:
-      return AttendTile<6>(block, tile);
+      return AttendRows<6>(block, tile, first);
   }
 }
 

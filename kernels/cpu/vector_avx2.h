@@ -33,6 +33,19 @@ struct Vec {
     }
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
   }
+  static WEIR_VEC F LoadPairsN(const unsigned short* p, long n) {
+    if (n >= 2 * kLanes) return _mm256_loadu_ps(reinterpret_cast<const float*>(p));
+    alignas(32) unsigned short lanes[2 * kLanes] = {};
+    for (long i = 0; i < n; ++i) lanes[i] = p[i];
+    return _mm256_load_ps(reinterpret_cast<const float*>(lanes));
+  }
+  static WEIR_VEC F EvenBf16(F pairs) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_castps_si256(pairs), 16));
+  }
+  static WEIR_VEC F OddBf16(F pairs) {
+    return _mm256_castsi256_ps(
+        _mm256_and_si256(_mm256_castps_si256(pairs), _mm256_set1_epi32(-65536)));
+  }
   static WEIR_VEC void StoreBf16N(unsigned short* p, F x, long n) {
     const __m256i u = _mm256_castps_si256(x);
     const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(u, 16), _mm256_set1_epi32(1));

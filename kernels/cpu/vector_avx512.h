@@ -28,6 +28,19 @@ struct Vec {
     const __m512i wide = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(FirstLanes(n), p));
     return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
   }
+  // 2 n' neighbouring bf16 as n' 32-bit lanes, of which n / 2 are there (n may be odd); EvenBf16 and
+  // OddBf16 take them apart.
+  static WEIR_VEC F LoadPairsN(const unsigned short* p, long n) {
+    const __mmask32 mask = n >= 32 ? 0xffffffffu : (1u << (n < 0 ? 0 : n)) - 1u;
+    return _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(mask, p));
+  }
+  static WEIR_VEC F EvenBf16(F pairs) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_castps_si512(pairs), 16));
+  }
+  static WEIR_VEC F OddBf16(F pairs) {
+    return _mm512_castsi512_ps(
+        _mm512_and_si512(_mm512_castps_si512(pairs), _mm512_set1_epi32(-65536)));
+  }
   // Nearest, ties to even; NaN stays NaN.
   static WEIR_VEC void StoreBf16N(unsigned short* p, F x, long n) {
     const __m512i u = _mm512_castps_si512(x);

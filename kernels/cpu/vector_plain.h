@@ -30,6 +30,15 @@ struct Vec {
     for (long i = 0; i < n && i < kLanes; ++i) bits[i] = static_cast<int>(unsigned{p[i]} << 16);
     return (F)bits;
   }
+  static WEIR_VEC F LoadPairsN(const unsigned short* p, long n) {
+    I bits = {0, 0, 0, 0};
+    for (long i = 0; i < n && i < 2 * kLanes; ++i) {
+      bits[i / 2] |= static_cast<int>(unsigned{p[i]} << (i % 2 * 16));
+    }
+    return (F)bits;
+  }
+  static WEIR_VEC F EvenBf16(F pairs) { return (F)((I)pairs << 16); }
+  static WEIR_VEC F OddBf16(F pairs) { return (F)((I)pairs & -65536); }
   static WEIR_VEC void StoreBf16N(unsigned short* p, F x, long n) {
     const I bits = (I)x;
     for (long i = 0; i < n && i < kLanes; ++i) {
