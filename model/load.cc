@@ -175,6 +175,18 @@ int64_t AvailableMemory() {
   return std::max<int64_t>(available, 0);
 }
 
+// A cache larger than the memory that is free would be promised now and missing later.
+absl::Status CheckFits(const scheduler::ExecutorLimits& limits, int64_t workspace_bytes) {
+  const double slots = double(limits.cache.slots) * double(limits.layout.slot_bytes);
+  const double pages = double(limits.cache.pages) * double(limits.layout.page_bytes);
+  const int64_t free = AvailableMemory();
+  if (slots + pages + double(workspace_bytes) <= double(free)) return absl::OkStatus();
+  return absl::ResourceExhaustedError(absl::StrCat(
+      limits.cache.slots, " slots of ", limits.layout.slot_bytes, " bytes, ", limits.cache.pages,
+      " pages of ", limits.layout.page_bytes, " bytes and a workspace of ", workspace_bytes,
+      " bytes do not fit into the ", free, " bytes of memory that are free"));
+}
+
 class CpuModel final : public LoadedModel {
  public:
   CpuModel(ModelInfo info, std::unique_ptr<ThreadPool> pool, std::unique_ptr<Decoder> decoder,
@@ -294,6 +306,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const std::string& path,
   ASSIGN_OR_RETURN(limits.cache, ChooseCacheSize(info.layout, options, info.max_position, budget));
   info.workspace_bytes =
       StepRunner::WorkspaceBytes(info.hidden_size, limits, folder.plan.scratch_floats_per_token);
+  RETURN_IF_ERROR(CheckFits(limits, info.workspace_bytes));
   ASSIGN_OR_RETURN(StepRunner runner,
                    StepRunner::Make(decoder.get(), info.hidden_size, limits, folder.kv_dtype,
                                     folder.plan.scratch_floats_per_token, stream));

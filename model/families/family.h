@@ -61,8 +61,12 @@ constexpr int64_t kMaxLayers = 2048;
 constexpr int64_t kMaxPosition = int64_t{1} << 30;
 constexpr int64_t kMaxConvSize = 64;
 
-// What every family reads the same way: vocab_size, hidden_size, tie_word_embeddings, token ids,
-// dtype.
+// What every family reads the same way: vocab_size, hidden_size, tie_word_embeddings and the next
+// two.
 void ReadCommon(const Fields& config, ModelDescription* model);
+// bos_token_id and eos_token_id, added to those that are there.
+void ReadTokenIds(const Fields& config, ModelDescription* model);
+// torch_dtype or dtype.
+void ReadDType(const Fields& config, ModelDescription* model);
 
 }  // namespace weir::model

@@ -39,7 +39,9 @@ MixerDescription ReadAttention(const Fields& f, const ModelDescription& model) {
   const Fields rope = nested ? f.Object("rope_parameters", false) : f;
   // Text alone gives the three axes of the interleaved multimodal form one position: plain RoPE.
   if (nested) rope.Choice("rope_type", {"default"}, "default");
-  if (f.Has("rope_scaling")) f.Refuse("rope_scaling", "scaled rotary embedding is not served here");
+  if (f.Has("rope_scaling")) {
+    f.Object("rope_scaling", false).Choice("rope_type", {"default"}, "default");
+  }
   p.rope.theta = rope.Number("rope_theta", 1e-3, 1e12, 1e7);
   const double factor = rope.Number("partial_rotary_factor", 0.0, 1.0,
                                     f.Number("partial_rotary_factor", 0.0, 1.0, 0.25));
@@ -115,12 +117,8 @@ absl::StatusOr<ModelDescription> ParseMultimodal(const Fields& f) {
   ASSIGN_OR_RETURN(ModelDescription model, ParseText(text));
   // The outer flag decides which head the checkpoint holds.
   model.tied_head = f.Bool("tie_word_embeddings", model.tied_head);
-  for (const char* key : {"torch_dtype", "dtype"}) {
-    const std::string dtype = f.String(key, "");
-    if (!model.config_dtype && dtype == "float32") model.config_dtype = DType::kF32;
-    if (!model.config_dtype && dtype == "bfloat16") model.config_dtype = DType::kBF16;
-    if (!model.config_dtype && dtype == "float16") model.config_dtype = DType::kF16;
-  }
+  ReadTokenIds(f, &model);
+  if (!model.config_dtype) ReadDType(f, &model);
   RETURN_IF_ERROR(f.status());
   return model;
 }

@@ -33,16 +33,26 @@ absl::StatusOr<const Family*> FindFamily(absl::string_view model_type) {
                    "\" is not served; served are: ", absl::StrJoin(served, ", ")));
 }
 
+void ReadTokenIds(const Fields& config, ModelDescription* model) {
+  // Where vocab_size itself is wrong, every id would be.
+  const int64_t last = config.ok() ? model->vocab_size - 1 : kMaxVocab;
+  for (const int64_t id : config.IntList("bos_token_id", 0, last)) {
+    model->bos_ids.push_back(static_cast<int32_t>(id));
+  }
+  for (const int64_t id : config.IntList("eos_token_id", 0, last)) {
+    model->eos_ids.push_back(static_cast<int32_t>(id));
+  }
+}
+
 void ReadCommon(const Fields& config, ModelDescription* model) {
   model->vocab_size = static_cast<int>(config.Int("vocab_size", 1, kMaxVocab));
   model->hidden_size = static_cast<int>(config.Int("hidden_size", 1, kMaxWidth));
   model->tied_head = config.Bool("tie_word_embeddings", false);
-  for (int64_t id : config.IntList("bos_token_id", 0, model->vocab_size - 1)) {
-    model->bos_ids.push_back(static_cast<int32_t>(id));
-  }
-  for (int64_t id : config.IntList("eos_token_id", 0, model->vocab_size - 1)) {
-    model->eos_ids.push_back(static_cast<int32_t>(id));
-  }
+  ReadTokenIds(config, model);
+  ReadDType(config, model);
+}
+
+void ReadDType(const Fields& config, ModelDescription* model) {
   for (const char* key : {"torch_dtype", "dtype"}) {
     const std::string dtype = config.String(key, "");
     if (dtype == "float32") model->config_dtype = DType::kF32;

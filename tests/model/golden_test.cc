@@ -36,6 +36,20 @@ TEST(Golden, FoldersAreThere) {
   EXPECT_GT(GoldenFolders().size(), 0u);
 }
 
+// Of a multimodal checkpoint the text is served; what is left out is named.
+TEST(Golden, MultimodalPartsAreSkippedByName) {
+  const std::string folder = GoldenRoot() + "/qwen3_5_multimodal";
+  if (!fs::exists(folder)) GTEST_SKIP() << "no golden at " << folder;
+  auto info = DescribeModel(folder, {});
+  ASSERT_TRUE(info.ok()) << info.status();
+  EXPECT_THAT(info->skipped_tensors,
+              testing::AllOf(testing::SizeIs(testing::Ge(10)),
+                             testing::Each(testing::AnyOf(testing::StartsWith("model.visual."),
+                                                          testing::StartsWith("mtp."))),
+                             testing::Contains(testing::StartsWith("model.visual.")),
+                             testing::Contains("mtp.norm.weight")));
+}
+
 class GoldenTest : public testing::TestWithParam<std::string> {
  protected:
   std::string Folder() const { return GoldenRoot() + "/" + GetParam(); }

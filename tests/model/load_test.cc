@@ -104,6 +104,15 @@ TEST(Load, RefusesOptionsOutOfRange) {
               HasSubstr("slots is -1"));
 }
 
+TEST(Load, RefusesACacheBeyondMemory) {
+  LoadOptions options;
+  options.pages = INT32_MAX;
+  options.slots = 2;
+  const absl::Status status = LoadModel(WriteModel("beyond", kConfig), options).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(status.message()), HasSubstr("2147483647 pages of 3072 bytes"));
+}
+
 TEST(Load, RandomWeightsNeedOnlyAConfigFile) {
   const std::string file = MakeFolder("shape") + "/shape.json";
   WriteText(file, kConfig);
