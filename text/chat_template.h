@@ -6,7 +6,7 @@
 // `tools`, `documents` and `add_generation_prompt` are always defined (None where absent); the
 // model's named tokens (bos_token, ...) are variables.
 //
-// A rendering is bounded: 20 million template instructions and 64 MiB of text.
+// A rendering is bounded: 5 million template instructions and 64 MiB of text.
 //
 // Immutable after loading; Render may be called from any number of threads at once.
 #pragma once
@@ -27,18 +27,18 @@ class Tokenizer;
 
 // All JSON is text; the order of keys is kept.
 struct ChatRequest {
-  std::string messages_json;   // array of objects, at least one
-  std::string tools_json;      // array of tool schemas; empty or "null": none
-  std::string documents_json;  // array of objects; empty or "null": none
-  std::string kwargs_json;     // object of further variables (enable_thinking, ...); may be empty
+  std::string messages_json = {};   // array of objects, at least one
+  std::string tools_json = {};      // array of tool schemas; empty or "null": none
+  std::string documents_json = {};  // array of objects; empty or "null": none
+  std::string kwargs_json = {};  // object of further variables (enable_thinking, ...); may be empty
   // Of several templates; empty: "tool_use" when there are tools and it exists, else "default".
-  std::string template_name;
+  std::string template_name = {};
   // Ends with the header of the model's answer. Off when the last message is to be continued.
   bool add_generation_prompt = true;
   // The text ends inside the last message, so that the model goes on with it.
   bool continue_final_message = false;
   // What strftime_now() shows; absent: the machine's clock.
-  std::optional<absl::Time> now;
+  std::optional<absl::Time> now = {};
 };
 
 class ChatTemplate {

@@ -54,7 +54,8 @@ class Tokenizer {
   // for a rendered chat, whose template writes them itself.
   // parse_special: special tokens written out in the text become their ids. With false they are
   // plain text, so that text from a stranger cannot steer. (Added tokens that are not special are
-  // recognised either way.)
+  // recognised either way; and a SentencePiece Unigram vocabulary that has "</s>" among its pieces
+  // finds it in plain text too, as it does in the reference.)
   // InvalidArgument: the text is not UTF-8; the message names the byte.
   absl::StatusOr<std::vector<int32_t>> Encode(std::string_view text, bool add_special_tokens,
                                               bool parse_special = true) const;

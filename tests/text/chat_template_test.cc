@@ -2,60 +2,19 @@
 
 #include <cstdlib>
 #include <ctime>
-#include <filesystem>
-#include <fstream>
+#include <map>
 #include <nlohmann/json.hpp>
-#include <sstream>
 #include <string>
 
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
-#include "text/tokenizer.h"
+#include "tests/text/text_test_support.h"
 
 namespace weir::text {
 namespace {
 
 using Json = nlohmann::ordered_json;
 using ::testing::HasSubstr;
-
-std::string ReadData(const std::string& name) {
-  std::ifstream in(std::string(WEIR_SOURCE_DIR "/tests/text/data/") + name, std::ios::binary);
-  EXPECT_TRUE(in) << name;
-  std::stringstream out;
-  out << in.rdbuf();
-  return out.str();
-}
-
-// A tokenizer of one token whose configuration names the special tokens and the template.
-std::shared_ptr<const Tokenizer> TinyTokenizer(const std::string& config) {
-  const char* tokenizer =
-      R"({"version":"1.0","added_tokens":[],"model":{"type":"WordLevel","vocab":{"<unk>":0},)"
-      R"("unk_token":"<unk>"}})";
-  auto loaded = Tokenizer::FromJson(tokenizer, config);
-  EXPECT_TRUE(loaded.ok()) << loaded.status();
-  return *loaded;
-}
-
-// A model folder that is removed at the end.
-class Folder {
- public:
-  Folder() {
-    path_ = std::filesystem::temp_directory_path() / "weir_text_XXXXXX";
-    std::string name = path_.string();
-    EXPECT_NE(mkdtemp(name.data()), nullptr);
-    path_ = name;
-  }
-  ~Folder() { std::filesystem::remove_all(path_); }
-
-  void Write(const std::string& name, const std::string& contents) const {
-    std::filesystem::create_directories((path_ / name).parent_path());
-    std::ofstream(path_ / name, std::ios::binary) << contents;
-  }
-  std::string path() const { return path_.string(); }
-
- private:
-  std::filesystem::path path_;
-};
 
 class GoldenTest : public ::testing::Test {
  protected:

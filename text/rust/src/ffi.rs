@@ -4,10 +4,9 @@
 use crate::failure::{Code, Failure, Result};
 use crate::template::{Chat, Templates};
 use crate::tokenizer::{LoadedTokenizer, Stream};
-use std::cell::RefCell;
 use std::mem::ManuallyDrop;
 use std::panic::{catch_unwind, AssertUnwindSafe};
-use std::sync::{Arc, Once};
+use std::sync::{Arc, Mutex, MutexGuard, Once, PoisonError};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -56,8 +55,11 @@ unsafe fn put_bytes(out: *mut Buffer, bytes: Vec<u8>) {
     }
 }
 
-thread_local! {
-    static PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+/// What the last panic said; it may have been on a thread of crate::stack.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+fn panic_text() -> MutexGuard<'static, String> {
+    PANIC.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Runs an entry point: an error or a panic becomes a code and a sentence.
@@ -67,14 +69,14 @@ unsafe fn entry(error: *mut Buffer, body: impl FnOnce() -> Result<()>) -> i32 {
     HOOK.call_once(|| {
         std::panic::set_hook(Box::new(|info| {
             let text = info.to_string().replace('\n', " ");
-            PANIC.with(|p| p.try_borrow_mut().map(|mut p| *p = text).unwrap_or_default());
+            *panic_text() = text;
         }));
     });
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return 0,
         Ok(Err(failure)) => failure,
         Err(_) => {
-            let text = PANIC.with(|p| p.try_borrow().map(|p| p.clone()).unwrap_or_default());
+            let text = panic_text().clone();
             Failure { code: Code::Internal, message: format!("bug in the text library: {text}") }
         }
     };

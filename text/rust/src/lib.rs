@@ -4,11 +4,13 @@
 //! * [`decode`]: ids to text, one id at a time; whole decoding is the same thing run to the end.
 //! * [`template`]: chat templates, rendered as Hugging Face's Python does it.
 //! * [`python`]: what a template sees of Python: values, methods, filters, JSON.
+//! * [`stack`]: room for deep recursion.
 //! * [`ffi`]: the C ABI (`include/weir_text.h`); the only module with `unsafe`.
 
 mod decode;
 mod failure;
 mod ffi;
 mod python;
+mod stack;
 mod template;
 mod tokenizer;

@@ -7,6 +7,7 @@
 
 use crate::failure::{Failure, Result};
 use crate::python::{self, builtins};
+use crate::stack::on_large_stack;
 use indexmap::IndexMap;
 use minijinja::value::Value;
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, UndefinedBehavior};
@@ -14,12 +15,16 @@ use serde_json::Value as Json;
 use std::collections::BTreeMap;
 use std::io::Write;
 
-/// Instructions that one rendering may take (some milliseconds per 100,000). A conversation of a
-/// thousand messages takes a few hundred thousand.
-const FUEL: u64 = 20_000_000;
+/// Instructions that one rendering may take. A conversation of a thousand messages takes about a
+/// hundred thousand.
+const FUEL: u64 = 5_000_000;
+/// Bytes of a template's source; published ones have up to some tens of thousands.
+const MAX_SOURCE_BYTES: usize = 1 << 20;
 /// Bytes that one rendering may give.
 const MAX_OUTPUT_BYTES: usize = 64 << 20;
 const MAX_RECURSION: usize = 200;
+/// Bytes of one tag without its string literals. The compiler folds constants in quadratic time.
+const MAX_TAG_BYTES: usize = 8192;
 
 /// Marks the end of the message that is to be continued, as transformers does it. The space shows
 /// whether the template strips the message.
@@ -55,13 +60,25 @@ impl Templates {
         env.set_recursion_limit(MAX_RECURSION);
         minijinja_contrib::add_to_environment(&mut env);
         builtins::add_to(&mut env);
+        env.remove_global("debug");
         Templates { env, sources: IndexMap::new(), variables: Vec::new() }
     }
 
     pub fn add(&mut self, name: &str, source: &str) -> Result<()> {
-        self.env.add_template_owned(name.to_string(), replace_generation_tags(source)).map_err(
-            |e| Failure::invalid(format!("the chat template cannot be compiled: {}", sentence(&e))),
-        )?;
+        if source.len() > MAX_SOURCE_BYTES {
+            return Err(Failure::invalid(format!(
+                "the chat template has {} bytes; at most {MAX_SOURCE_BYTES} are read",
+                source.len()
+            )));
+        }
+        check_tags(source)?;
+        let compiled = replace_generation_tags(source);
+        on_large_stack(|| {
+            self.env.add_template_owned(name.to_string(), compiled).map_err(|e| {
+                let why = sentence(&e);
+                Failure::invalid(format!("the chat template cannot be compiled: {why}"))
+            })
+        })?;
         self.sources.insert(name.to_string(), source.to_string());
         Ok(())
     }
@@ -137,7 +154,7 @@ impl Templates {
         context.insert("documents".into(), python::from_json(documents));
         context.insert("add_generation_prompt".into(), Value::from(chat.add_generation_prompt));
         context.insert(builtins::NOW.into(), Value::from(chat.now_unix_s));
-        let text = self.run(name, context)?;
+        let text = on_large_stack(|| self.run(name, context))?;
         match final_text {
             Some(final_text) => cut_after_final_message(text, &final_text),
             None => Ok(text),
@@ -313,6 +330,49 @@ fn replace_generation_tags(source: &str) -> String {
     out
 }
 
+/// Refuses a tag that is longer than any that a person wrote.
+fn check_tags(source: &str) -> Result<()> {
+    let bytes = source.as_bytes();
+    let mut start = 0;
+    while start + 1 < bytes.len() {
+        match (bytes[start], bytes[start + 1]) {
+            (b'{', b'{' | b'%') => {}
+            (b'{', b'#') => {
+                let Some(length) = source[start..].find("#}") else { return Ok(()) };
+                start += length + 2;
+                continue;
+            }
+            _ => {
+                start += 1;
+                continue;
+            }
+        }
+        let mut quote = None;
+        let mut length = 0;
+        let mut i = start + 2;
+        while i < bytes.len() {
+            match (quote, bytes[i]) {
+                (Some(_), b'\\') => i += 1,
+                (Some(q), b) if b == q => quote = None,
+                (Some(_), _) => {}
+                (None, b @ (b'\'' | b'"')) => quote = Some(b),
+                (None, b'}') if matches!(bytes[i - 1], b'}' | b'%') => break,
+                (None, _) => length += 1,
+            }
+            i += 1;
+        }
+        if length > MAX_TAG_BYTES && i < bytes.len() {
+            let line = 1 + bytes[..start].iter().filter(|b| **b == b'\n').count();
+            return Err(Failure::invalid(format!(
+                "the chat template has a tag of {length} bytes in line {line}; at most \
+                 {MAX_TAG_BYTES} are compiled"
+            )));
+        }
+        start = i; // without an end, the compiler has its own words for it
+    }
+    Ok(())
+}
+
 fn describe(error: &Error) -> Failure {
     let mut source: Option<&(dyn std::error::Error + 'static)> = Some(error);
     while let Some(e) = source {
@@ -321,7 +381,7 @@ fn describe(error: &Error) -> Failure {
         }
         if e.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::OutOfFuel) {
             return Failure::exhausted(
-                "the chat template does not come to an end: it was stopped after 20 million \
+                "the chat template does not come to an end: it was stopped after 5 million \
                  instructions",
             );
         }
