@@ -10,6 +10,7 @@
 #include <numeric>
 #include <set>
 
+#include "absl/strings/str_cat.h"
 #include "model/check.h"
 #include "model/model.h"
 #include "scheduler/executor.h"
@@ -335,6 +336,58 @@ TEST(ExecutorTypes, Bf16WeightsAndF16Checkpoints) {
   }
   EXPECT_GT(RelativeError(logits[1], logits[0]), 1e-6);
   EXPECT_LT(RelativeError(logits[1], logits[0]), 5e-2);
+}
+
+// The smallest and the oddest dimensions: whole and token by token agree, and numbers stay finite.
+TEST(ExecutorTypes, OddShapes) {
+  const char* layers[] = {
+      R"({"type": "gla", "params": {"num_heads": 1, "head_k_dim": 1, "head_v_dim": 1, "gate_low_rank_dim": 1}})",
+      R"({"type": "gla", "params": {"num_heads": 3, "num_kv_heads": 1, "head_k_dim": 129, "head_v_dim": 3,
+          "use_short_conv": true, "conv_size": 1, "conv_bias": true, "clamp_min": 0}})",
+      R"({"type": "simple_gla", "params": {"num_heads": 1, "head_k_dim": 2, "conv_size": 9}})",
+      R"({"type": "retnet", "params": {"num_heads": 2, "head_k_dim": 2, "use_short_conv": true}})",
+      R"({"type": "linear_attn", "params": {"num_heads": 1, "head_k_dim": 1, "feature_map": "elu",
+          "norm_feature_map": true}})",
+      R"({"type": "delta_net", "params": {"num_heads": 1, "head_k_dim": 1, "use_beta": false,
+          "allow_neg_eigval": true, "use_short_conv": false}})",
+      R"({"type": "gated_deltanet", "params": {"num_heads": 1, "num_v_heads": 5, "head_dim": 3}})",
+      R"({"type": "kda", "params": {"num_heads": 1, "head_dim": 65, "expand_v": 2, "conv_size": 1,
+          "lower_bound": -5}})",
+      R"({"type": "mamba2", "params": {"num_heads": 1, "head_dim": 1, "state_size": 1, "conv_size": 1}})",
+      R"({"type": "mamba2", "params": {"num_heads": 6, "n_groups": 3, "head_dim": 5, "state_size": 70,
+          "rms_norm": false, "time_step_limit": [0.01, 0.1], "use_bias": true}})",
+      R"({"type": "local_attn", "params": {"num_heads": 1, "window": 1, "head_dim": 2}})",
+      R"({"type": "attn", "params": {"num_heads": 1, "head_dim": 1, "rope_theta": null}})",
+      R"({"type": "attn", "params": {"num_heads": 5, "num_kv_heads": 1, "head_dim": 6, "qk_norm": true,
+          "partial_rotary_factor": 0, "output_gate": true, "qkv_bias": true}})",
+      R"({"type": "short_conv", "params": {"conv_size": 1, "bias": true}})",
+      R"({"type": "routed", "mixers": [{"type": "short_conv"}]})",
+      R"({"type": "parallel", "mixers": [{"type": "attn", "params": {"num_heads": 1, "head_dim": 2}}]})",
+  };
+  std::vector<int32_t> tokens(70);
+  for (size_t i = 0; i < tokens.size(); ++i) tokens[i] = static_cast<int32_t>(i * i % 5);
+  for (const char* layer : layers) {
+    const std::string config = absl::StrCat(
+        R"({"model_type": "hybrid", "vocab_size": 5, "hidden_size": 7, "norm": "layer_norm",)",
+        R"("embedding_multiplier": 3, "logits_multiplier": 0.5, "tie_word_embeddings": true,)",
+        R"("residual_multiplier": 0.7, "layers": [)", layer, ",", layer, "]}");
+    LoadOptions options;
+    options.slots = 3;
+    options.pages = 300;
+    options.page_tokens = 1;
+    auto model = LoadModel(WriteModel("odd", config), options);
+    ASSERT_TRUE(model.ok()) << model.status() << layer;
+    ManualEngine engine((*model)->executor(), 1);
+    const std::vector<float> whole = engine.Step({{*engine.Open(80), tokens}})[0];
+    const int sequence = *engine.Open(80);
+    std::vector<float> singles;
+    for (const int32_t token : tokens) {
+      const std::vector<float> row = engine.Step({{sequence, {token}}})[0];
+      singles.insert(singles.end(), row.begin(), row.end());
+    }
+    EXPECT_LE(RelativeError(singles, whole), 1e-5) << layer;
+    EXPECT_GT(RelativeError(std::vector<float>(whole.size(), 0.0f), whole), 0.5) << layer;
+  }
 }
 
 TEST(ExecutorTypes, RandomWeightsAreTheSameEveryTime) {
