@@ -64,7 +64,8 @@ void BM_Decode(benchmark::State& state) {
   const double bandwidth = MeasureReadBandwidth(BenchStream());
   const auto n = static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(bytes * n / 1e9, benchmark::Counter::kIsRate);
-  state.counters["read_share"] = benchmark::Counter(bytes * n / bandwidth, benchmark::Counter::kIsRate);
+  state.counters["read_share"] =
+      benchmark::Counter(bytes * n / bandwidth, benchmark::Counter::kIsRate);
 }
 BENCHMARK(BM_Decode)
     ->ArgNames({"sequences", "context", "heads", "kv_heads", "dim"})

@@ -7,9 +7,9 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/thread_pool.h"
 #include "kernels/machine_rates.h"
 #include "kernels/matmul.h"
-#include "core/thread_pool.h"
 
 namespace weir::kernels {
 namespace {
@@ -26,7 +26,8 @@ void Report(benchmark::State& state, double weight_bytes, double flops, DType co
   const auto n = static_cast<double>(state.iterations());
   state.counters["GB/s"] = benchmark::Counter(weight_bytes * n / 1e9, benchmark::Counter::kIsRate);
   state.counters["GFLOP/s"] = benchmark::Counter(flops * n / 1e9, benchmark::Counter::kIsRate);
-  state.counters["read_share"] = benchmark::Counter(weight_bytes * n / bandwidth, benchmark::Counter::kIsRate);
+  state.counters["read_share"] =
+      benchmark::Counter(weight_bytes * n / bandwidth, benchmark::Counter::kIsRate);
   state.counters["rate_share"] = benchmark::Counter(flops * n / rate, benchmark::Counter::kIsRate);
 }
 
@@ -36,7 +37,8 @@ void BM_MatMul(benchmark::State& state, DType compute) {
   const int64_t bytes = in * out * DTypeSize(compute);
   std::vector<PackedMatrix> weights;
   for (int64_t total = 0; total == 0 || total < int64_t{256} << 20; total += bytes) {
-    weights.push_back(*PackedMatrix::Random(out, in, compute, weights.size(), 0.02f, BenchStream()));
+    weights.push_back(
+        *PackedMatrix::Random(out, in, compute, weights.size(), 0.02f, BenchStream()));
   }
   std::vector<float> x(rows * in, 0.5f), y(rows * out);
   size_t next = 0;
@@ -70,10 +72,18 @@ void BM_Pack(benchmark::State& state, DType stored, DType compute) {
   }
   state.SetBytesProcessed(state.iterations() * weight.bytes());
 }
-BENCHMARK_CAPTURE(BM_Pack, bf16_to_bf16, DType::kBF16, DType::kBF16)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(BM_Pack, f32_to_bf16, DType::kF32, DType::kBF16)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(BM_Pack, f16_to_bf16, DType::kF16, DType::kBF16)->Unit(benchmark::kMillisecond)->UseRealTime();
-BENCHMARK_CAPTURE(BM_Pack, bf16_to_f32, DType::kBF16, DType::kF32)->Unit(benchmark::kMillisecond)->UseRealTime();
+BENCHMARK_CAPTURE(BM_Pack, bf16_to_bf16, DType::kBF16, DType::kBF16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(BM_Pack, f32_to_bf16, DType::kF32, DType::kBF16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(BM_Pack, f16_to_bf16, DType::kF16, DType::kBF16)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
+BENCHMARK_CAPTURE(BM_Pack, bf16_to_f32, DType::kBF16, DType::kF32)
+    ->Unit(benchmark::kMillisecond)
+    ->UseRealTime();
 
 }  // namespace
 }  // namespace weir::kernels

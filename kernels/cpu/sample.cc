@@ -1,4 +1,4 @@
-// From logits to a token.
+// From logits to a token: a few vector passes over the vocabulary, then work on few candidates.
 #include "kernels/sample.h"
 
 #include <algorithm>
@@ -6,25 +6,32 @@
 #include <limits>
 #include <vector>
 
+#include "core/cpu_features.h"
 #include "core/philox.h"
 #include "core/thread_pool.h"
+#include "kernels/cpu/sample_kernel.h"
+#include "kernels/cpu/scratch.h"
 
 namespace weir::kernels {
 namespace {
 
 constexpr float kNever = -std::numeric_limits<float>::infinity();
+constexpr float kLowest = std::numeric_limits<float>::lowest();
+constexpr float kLog2E = 1.44269504088896341f;
+// How many of the largest logits are looked at first when only top-p limits the choice.
+constexpr int64_t kFirstLook = 64;
+
+const ScanKernel& FindKernel() {
+#if defined(__x86_64__)
+  if (CurrentSimdLevel() >= SimdLevel::kAvx512) return kScanAvx512;
+  if (CurrentSimdLevel() >= SimdLevel::kAvx2) return kScanAvx2;
+#endif
+  return kScanPlain;
+}
 
 bool InRange(int32_t id, int64_t vocab) { return id >= 0 && id < vocab; }
 
-// NaN becomes "never"; infinity becomes the largest number, so that differences are numbers.
-void Sanitise(float* logits, int64_t vocab) {
-  for (int64_t i = 0; i < vocab; ++i) {
-    logits[i] =
-        std::isnan(logits[i]) ? kNever : std::min(logits[i], std::numeric_limits<float>::max());
-  }
-}
-
-// Penalties, bias, forbidden tokens; NaN becomes "never".
+// Penalties, bias and forbidden tokens: few ids are touched.
 void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
   if (row.repetition_penalty != 1.0f) {
     std::vector<int32_t> seen(row.prompt.begin(), row.prompt.end());
@@ -43,8 +50,8 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
     for (size_t i = 0, next; i < sorted.size(); i = next) {
       for (next = i + 1; next < sorted.size() && sorted[next] == sorted[i];) ++next;
       if (!InRange(sorted[i], vocab)) continue;
-      logits[sorted[i]] -=
-          row.presence_penalty + row.frequency_penalty * static_cast<float>(next - i);
+      const auto count = static_cast<float>(next - i);
+      logits[sorted[i]] -= row.presence_penalty + row.frequency_penalty * count;
     }
   }
   for (const auto& [id, bias] : row.logit_bias) {
@@ -53,72 +60,228 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
   for (int32_t id : row.forbidden) {
     if (InRange(id, vocab)) logits[id] = kNever;
   }
-  if (!row.allowed_mask.empty()) {
-    for (int64_t i = 0; i < vocab; ++i) {
-      const size_t word = static_cast<size_t>(i / 32);
-      if (word >= row.allowed_mask.size() || !(row.allowed_mask[word] >> (i % 32) & 1u)) {
-        logits[i] = kNever;
-      }
+}
+
+// One row of logits after Adjust, and what the passes found out about it.
+class Row {
+ public:
+  Row(float* logits, int64_t vocab, absl::Span<const uint32_t> mask)
+      : kernel_(FindKernel()), logits_(logits), vocab_(vocab) {
+    // About a thousand blocks, so that their maxima bound the largest few hundred logits.
+    block_ = std::clamp<int64_t>(vocab / 1024 / 16 * 16, 16, 256);
+    blocks_ = (vocab + block_ - 1) / block_;
+    static thread_local Scratch scratch;
+    float* memory = scratch.Of<float>(3 * blocks_ + block_);
+    block_max_ = memory;
+    block_sum_ = memory + blocks_;
+    sorted_max_ = memory + 2 * blocks_;
+    p_ = memory + 3 * blocks_;
+    kernel_.prepare(logits, vocab, mask.empty() ? nullptr : mask.data(),
+                    static_cast<int64_t>(mask.size()), block_, block_max_);
+    max_ = *std::max_element(block_max_, block_max_ + blocks_);
+  }
+
+  bool nothing_left() const { return max_ == kNever; }
+  float max() const { return max_; }
+
+  // Larger first, equal ones by id.
+  bool Before(int32_t a, int32_t b) const {
+    return logits_[a] > logits_[b] || (logits_[a] == logits_[b] && a < b);
+  }
+
+  int32_t Best() const {
+    int64_t block = 0;
+    while (block_max_[block] != max_) ++block;
+    int64_t id = block * block_;
+    while (logits_[id] != max_) ++id;
+    return static_cast<int32_t>(id);
+  }
+
+  // Sum of e^((x - max) / temperature), leaving the sums of the blocks behind.
+  double Total(float temperature) {
+    scale_ = Scale(temperature);
+    kernel_.exponentials(logits_, vocab_, max_, scale_, block_, nullptr, block_sum_);
+    double total = 0;
+    for (int64_t b = 0; b < blocks_; ++b) total += block_sum_[b];
+    return total;
+  }
+
+  double Weight(int32_t id, float temperature) const {
+    const double x = (double{logits_[id]} - max_) * Scale(temperature);
+    return std::exp2(x);
+  }
+
+  // The token at `target` of the running sum of weights in the order of ids, after Total.
+  int32_t AtMass(double target) const {
+    int64_t block = 0;
+    while (block + 1 < blocks_ && target >= block_sum_[block]) target -= block_sum_[block++];
+    while (block_sum_[block] == 0) --block;  // rounding went past the last that has any weight
+    const int64_t begin = block * block_, count = std::min(block_, vocab_ - begin);
+    float sum;
+    kernel_.exponentials(logits_ + begin, count, max_, scale_, block_, p_, &sum);
+    int64_t last = 0;
+    for (int64_t i = 0; i < count; ++i) {
+      if (p_[i] == 0) continue;
+      last = i;
+      target -= p_[i];
+      if (target < 0) break;
+    }
+    return static_cast<int32_t>(begin + last);
+  }
+
+  // The `count` largest (fewer when fewer may be drawn), in order.
+  std::vector<int32_t>& Largest(int64_t count) {
+    std::vector<int32_t>& ids = AtLeast(count >= blocks_ ? kLowest : BlockBound(count));
+    auto before = [this](int32_t a, int32_t b) { return Before(a, b); };
+    if (static_cast<int64_t>(ids.size()) > count) {
+      std::nth_element(ids.begin(), ids.begin() + count, ids.end(), before);
+      ids.resize(count);
+    }
+    std::sort(ids.begin(), ids.end(), before);
+    return ids;
+  }
+
+  // All with logits of at least `threshold` (above -infinity), by id.
+  std::vector<int32_t>& AtLeast(float threshold) {
+    static thread_local std::vector<int32_t> ids;
+    ids.clear();
+    int64_t count = 0;
+    for (int64_t b = 0; b < blocks_; ++b) {
+      if (block_max_[b] < threshold) continue;
+      const int64_t begin = b * block_;
+      ids.resize(count + block_);
+      count += kernel_.collect(logits_ + begin, std::min(block_, vocab_ - begin), threshold,
+                               static_cast<int32_t>(begin), ids.data() + count);
+    }
+    ids.resize(count);
+    return ids;
+  }
+
+  float logit(int32_t id) const { return logits_[id]; }
+  int64_t blocks() const { return blocks_; }
+
+ private:
+  // 2^(x * scale) = e^(x / temperature); finite, so that 0 * scale is 0.
+  static float Scale(float temperature) { return std::min(kLog2E / temperature, 1e30f); }
+
+  // `count` blocks have a maximum of at least this, so `count` logits are at least this.
+  float BlockBound(int64_t count) {
+    std::copy_n(block_max_, blocks_, sorted_max_);
+    std::nth_element(sorted_max_, sorted_max_ + count - 1, sorted_max_ + blocks_,
+                     std::greater<float>());
+    return std::max(sorted_max_[count - 1], kLowest);
+  }
+
+  const ScanKernel& kernel_;
+  float* logits_;
+  int64_t vocab_, block_ = 0, blocks_ = 0;
+  float *block_max_ = nullptr, *block_sum_ = nullptr, *sorted_max_ = nullptr, *p_ = nullptr;
+  float max_ = kNever, scale_ = 0;
+};
+
+// The ids in order of probability whose mass first reaches `mass`, from ids in any order. Only the
+// part that is kept is brought to the front: halves are weighed instead of everything being sorted.
+void KeepMass(const Row& row, float temperature, double mass, std::vector<int32_t>& ids) {
+  auto before = [&](int32_t a, int32_t b) { return row.Before(a, b); };
+  size_t begin = 0, end = ids.size();  // the cut lies in (begin, end]
+  while (end - begin > 64) {
+    const size_t middle = begin + (end - begin) / 2;
+    std::nth_element(ids.begin() + begin, ids.begin() + middle, ids.begin() + end, before);
+    double upper = 0;
+    for (size_t i = begin; i < middle; ++i) upper += row.Weight(ids[i], temperature);
+    if (upper < mass) {
+      mass -= upper;
+      begin = middle;
+    } else {
+      end = middle;
     }
   }
-  Sanitise(logits, vocab);
-}
-
-bool Before(const float* logits, int32_t a, int32_t b) {
-  return logits[a] > logits[b] || (logits[a] == logits[b] && a < b);
-}
-
-float LogSumExp(const float* logits, int64_t vocab) {
-  const float max = *std::max_element(logits, logits + vocab);
-  if (max == kNever) return 0.0f;  // no distribution: every log probability is -infinity
+  std::sort(ids.begin() + begin, ids.begin() + end, before);
+  size_t keep = begin;
   double sum = 0;
-  for (int64_t i = 0; i < vocab; ++i) sum += std::exp(static_cast<double>(logits[i] - max));
-  return static_cast<float>(max + std::log(sum));
+  while (keep < end && (keep == 0 || sum < mass)) sum += row.Weight(ids[keep++], temperature);
+  ids.resize(keep);
 }
 
-void ReportLogProbs(const float* logits, int64_t vocab, int32_t token, SampleResult& result,
-                    int64_t top) {
-  const float total = LogSumExp(logits, vocab);
-  result.logprob = logits[token] - total;
-  const int64_t count = std::min({top, vocab, static_cast<int64_t>(result.top.size())});
-  std::vector<int32_t> ids(vocab);
-  for (int64_t i = 0; i < vocab; ++i) ids[i] = static_cast<int32_t>(i);
-  std::partial_sort(ids.begin(), ids.begin() + count, ids.end(),
-                    [&](int32_t a, int32_t b) { return Before(logits, a, b); });
-  for (int64_t i = 0; i < count; ++i) result.top[i] = {ids[i], logits[ids[i]] - total};
+// Candidates left by top-k, top-p and min-p. Empty spans of the vocabulary are never sorted.
+std::vector<int32_t>& Candidates(Row& row, const SampleRow& want, int64_t vocab) {
+  const float t = want.temperature;
+  auto weigh = [&](const std::vector<int32_t>& ids) {
+    double sum = 0;
+    for (int32_t id : ids) sum += row.Weight(id, t);
+    return sum;
+  };
+  const bool top_p = want.top_p < 1.0f;
+  std::vector<int32_t>* ids = nullptr;
+  if (want.top_k > 0 && want.top_k < vocab) {
+    ids = &row.Largest(want.top_k);
+    if (top_p) KeepMass(row, t, want.top_p * weigh(*ids), *ids);
+  } else if (top_p) {
+    const double mass = want.top_p * row.Total(t);
+    // Most distributions are narrow: a few of the largest hold the mass.
+    for (int64_t look = kFirstLook; look < row.blocks() / 2 && ids == nullptr; look *= 4) {
+      std::vector<int32_t>& largest = row.Largest(look);
+      if (weigh(largest) >= mass) ids = &largest;
+    }
+    // Wide ones: those within so many factors of e of the best, until they hold it.
+    for (float nats = 4.0f; nats < 24.0f && ids == nullptr; nats += 2.0f) {
+      std::vector<int32_t>& near = row.AtLeast(std::max(row.max() - nats * t, kLowest));
+      if (weigh(near) >= mass) ids = &near;
+    }
+    if (ids == nullptr) ids = &row.AtLeast(kLowest);
+    KeepMass(row, t, mass, *ids);
+  } else {
+    // min-p alone: a little below the threshold, then exactly. The weight of the best is 1.
+    const double distance = std::log(double{want.min_p}) * t;
+    const auto bound = static_cast<float>(row.max() + distance * 1.0001 - 1e-4);
+    ids = &row.AtLeast(std::max(bound, kLowest));
+  }
+  if (want.min_p > 0.0f) {
+    const int32_t best = row.Best();
+    std::erase_if(*ids, [&](int32_t id) { return id != best && row.Weight(id, t) < want.min_p; });
+  }
+  return *ids;
+}
+
+// 53 random bits in (0, 1).
+double Uniform(const SampleRow& row) {
+  const auto bits = Philox(row.seed, row.draw);
+  const uint64_t wide = (uint64_t{bits[0]} << 32 | bits[1]) >> 11;
+  return (static_cast<double>(wide) + 0.5) * 0x1p-53;
+}
+
+int32_t Draw(Row& row, const SampleRow& want, int64_t vocab) {
+  if (want.temperature <= 0.0f || want.top_k == 1) return row.Best();
+  const bool truncated =
+      (want.top_k > 0 && want.top_k < vocab) || want.top_p < 1.0f || want.min_p > 0.0f;
+  if (!truncated) return row.AtMass(Uniform(want) * row.Total(want.temperature));
+  const std::vector<int32_t>& ids = Candidates(row, want, vocab);
+  double sum = 0;
+  for (int32_t id : ids) sum += row.Weight(id, want.temperature);
+  double target = Uniform(want) * sum;
+  for (int32_t id : ids) {
+    target -= row.Weight(id, want.temperature);
+    if (target < 0) return id;
+  }
+  return ids.back();
+}
+
+void ReportLogProbs(Row& row, int32_t token, int64_t top, SampleResult& result) {
+  const auto room = static_cast<int64_t>(result.top.size());
+  if (row.nothing_left()) {
+    result.logprob = kNever;
+    result.top = result.top.subspan(0, 0);
+    return;
+  }
+  const double total = row.max() + std::log(row.Total(1.0f));
+  result.logprob = static_cast<float>(row.logit(token) - total);
+  int64_t count = 0;
+  if (std::min(top, room) > 0) {
+    for (int32_t id : row.Largest(std::min(top, room))) {
+      result.top[count++] = {id, static_cast<float>(row.logit(id) - total)};
+    }
+  }
   result.top = result.top.subspan(0, count);
-}
-
-int32_t Draw(const float* logits, int64_t vocab, const SampleRow& row) {
-  std::vector<int32_t> ids;
-  for (int64_t i = 0; i < vocab; ++i) {
-    if (logits[i] != kNever) ids.push_back(static_cast<int32_t>(i));
-  }
-  if (ids.empty()) return -1;
-  std::sort(ids.begin(), ids.end(), [&](int32_t a, int32_t b) { return Before(logits, a, b); });
-  if (row.temperature <= 0.0f) return ids[0];
-  if (row.top_k > 0 && static_cast<size_t>(row.top_k) < ids.size()) ids.resize(row.top_k);
-  std::vector<double> p(ids.size());
-  double sum = 0;
-  for (size_t i = 0; i < ids.size(); ++i) {
-    p[i] = std::exp(static_cast<double>(logits[ids[i]] - logits[ids[0]]) / row.temperature);
-    sum += p[i];
-  }
-  size_t keep = ids.size();
-  if (row.top_p < 1.0f) {
-    double mass = 0;
-    for (keep = 0; keep < ids.size() && (keep == 0 || mass < row.top_p * sum); ++keep)
-      mass += p[keep];
-  }
-  while (keep > 1 && p[keep - 1] < row.min_p * p[0]) --keep;
-  double kept = 0;
-  for (size_t i = 0; i < keep; ++i) kept += p[i];
-  double target = ToUniform(Philox(row.seed, row.draw)[0]) * kept;
-  for (size_t i = 0; i < keep; ++i) {
-    target -= p[i];
-    if (target < 0) return ids[i];
-  }
-  return ids[keep - 1];
 }
 
 }  // namespace
@@ -128,16 +291,16 @@ void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<Samp
   const int64_t count = logits.size(0), vocab = logits.size(1);
   WEIR_CHECK(static_cast<int64_t>(rows.size()) == count && results.size() == rows.size())
       << rows.size() << " rows for " << logits.ToString();
-  stream.pool->ParallelRanges(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      float* x = logits.row<float>(r);
-      Adjust(x, vocab, rows[r]);
-      results[r].token = Draw(x, vocab, rows[r]);
-      if (results[r].token < 0) {
-        results[r].top = results[r].top.subspan(0, 0);
-      } else if (rows[r].num_top_logprobs >= 0) {
-        ReportLogProbs(x, vocab, results[r].token, results[r], rows[r].num_top_logprobs);
-      }
+  stream.pool->ParallelFor(count, [&](int64_t r) {
+    float* x = logits.row<float>(r);
+    Adjust(x, vocab, rows[r]);
+    Row row(x, vocab, rows[r].allowed_mask);
+    SampleResult& result = results[r];
+    result.token = row.nothing_left() ? -1 : Draw(row, rows[r], vocab);
+    if (result.token < 0 || rows[r].num_top_logprobs < 0) {
+      result.top = result.top.subspan(0, 0);
+    } else {
+      ReportLogProbs(row, result.token, rows[r].num_top_logprobs, result);
     }
   });
 }
@@ -147,13 +310,11 @@ void LogProbs(TensorView logits, absl::Span<const int32_t> targets,
   const int64_t count = logits.size(0), vocab = logits.size(1);
   WEIR_CHECK(static_cast<int64_t>(targets.size()) == count && results.size() == targets.size())
       << targets.size() << " targets for " << logits.ToString();
-  stream.pool->ParallelRanges(count, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t r = begin; r < end; ++r) {
-      results[r].token = targets[r];
-      Sanitise(logits.row<float>(r), vocab);
-      ReportLogProbs(logits.row<float>(r), vocab, targets[r], results[r],
-                     static_cast<int64_t>(results[r].top.size()));
-    }
+  stream.pool->ParallelFor(count, [&](int64_t r) {
+    WEIR_CHECK(InRange(targets[r], vocab)) << "target " << targets[r] << " of " << vocab;
+    Row row(logits.row<float>(r), vocab, {});
+    results[r].token = targets[r];
+    ReportLogProbs(row, targets[r], static_cast<int64_t>(results[r].top.size()), results[r]);
   });
 }
 

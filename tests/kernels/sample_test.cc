@@ -115,7 +115,7 @@ TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
 // distribution the whole set is drawn.
 TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
   constexpr int64_t kVocab = 248320;
-  for (float spread : {0.01f, 1.0f, 3.0f, 8.0f}) {
+  for (float spread : {0.01f, 2.0f, 8.0f}) {
     const std::vector<float> logits = RandomFloats(kVocab, 3, spread);
     const SampleRow rows[] = {Row(1.0f, 20, 1.0f, 0.0f),    Row(0.8f, 0, 0.9f, 0.0f),
                               Row(1.0f, 5000, 0.3f, 0.0f),  Row(1.0f, 0, 1.0f, 0.05f),
