@@ -36,7 +36,8 @@ struct SequenceInput {
   int32_t position = 0;               // tokens the state has seen; 0: the state starts from zero
   absl::Span<const int32_t> tokens;   // what to run now, at least one
   // tokens has one entry, to be replaced by the token that the same sequence sampled in the step
-  // submitted just before this one (which may still be in flight).
+  // submitted just before this one (which may still be in flight). If nothing could be chosen there,
+  // any token will do: the result is dropped.
   bool feed_previous = false;
 
   bool sample = false;  // choose a token from the logits of the last of `tokens`

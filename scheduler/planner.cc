@@ -23,6 +23,73 @@ int32_t KeptForPrefill(int32_t budget, bool prefill_waits) {
   return std::max(budget / 8, 1);
 }
 
+// The prompt tokens of one step and who gets them.
+class PrefillShare {
+ public:
+  // `prefills`: indices into `running`, by priority, then order.
+  PrefillShare(absl::Span<const RunningView> running, absl::Span<const int32_t> prefills,
+               int32_t tokens, int32_t sequences, int32_t chunk_tokens)
+      : running_(running),
+        prefills_(prefills),
+        tokens_(tokens),
+        sequences_(sequences),
+        chunk_tokens_(chunk_tokens),
+        given_(prefills.size(), 0) {}
+
+  // REQUIRES: somebody waits.
+  void Divide() {
+    std::vector<size_t> shorter;
+    for (size_t i = 1; i < prefills_.size(); ++i) {
+      if (View(i).priority == View(0).priority && View(i).prefill_left < View(0).prefill_left) {
+        shorter.push_back(i);
+      }
+    }
+    std::stable_sort(shorter.begin(), shorter.end(), [this](size_t a, size_t b) {
+      return View(a).prefill_left < View(b).prefill_left;
+    });
+    int32_t half = tokens_ / 2;
+    for (const size_t i : shorter) {
+      if (half == 0 || sequences_ == 1) break;
+      half -= Give(i, half);
+    }
+    Give(0, tokens_);
+    for (const size_t i : shorter) Give(i, tokens_);
+    for (size_t i = 1; i < prefills_.size(); ++i) Give(i, tokens_);
+  }
+
+  // Appends the pieces; returns their tokens.
+  int32_t AppendTo(std::vector<Work>* work) const {
+    int32_t tokens = 0;
+    for (size_t i = 0; i < prefills_.size(); ++i) {
+      if (given_[i] == 0) continue;
+      work->push_back({prefills_[i], PieceOf(View(i), given_[i])});
+      tokens += work->back().tokens;
+    }
+    return tokens;
+  }
+
+ private:
+  const RunningView& View(size_t i) const { return running_[prefills_[i]]; }
+
+  // Up to `limit` tokens more for prefills_[i]; returns how many.
+  int32_t Give(size_t i, int32_t limit) {
+    const int32_t wanted = std::min(View(i).prefill_left, chunk_tokens_) - given_[i];
+    const int32_t more = std::min({limit, tokens_, wanted});
+    if (more <= 0 || (given_[i] == 0 && sequences_ == 0)) return 0;
+    if (given_[i] == 0) --sequences_;
+    given_[i] += more;
+    tokens_ -= more;
+    return more;
+  }
+
+  const absl::Span<const RunningView> running_;
+  const absl::Span<const int32_t> prefills_;
+  int32_t tokens_;
+  int32_t sequences_;
+  const int32_t chunk_tokens_;
+  std::vector<int32_t> given_;  // as prefills_
+};
+
 }  // namespace
 
 std::vector<int32_t> PlanAdmission(absl::Span<const WaitingView> waiting, cache::MemoryNeed free) {
@@ -63,22 +130,20 @@ StepDecision PlanStep(absl::Span<const RunningView> running, const StepBudget& b
 
   std::stable_sort(prefills.begin(), prefills.end(),
                    [&](int32_t a, int32_t b) { return running[a].priority > running[b].priority; });
+  if (prefills.empty()) return decision;
   int32_t tokens = budget.tokens - decision.decodes;
   const bool mixed = decision.decodes > 0 && budget.mixed_prefill < tokens;
   if (mixed) tokens = std::max(budget.mixed_prefill, 1);
-  int32_t sequences = budget.sequences - decision.decodes;
+  PrefillShare share(running, prefills, tokens, budget.sequences - decision.decodes,
+                     budget.chunk_tokens);
+  share.Divide();
+  decision.prefill_tokens = share.AppendTo(&decision.work);
+  if (!mixed) return decision;
+  int32_t wanted = 0;
   for (const int32_t index : prefills) {
-    if (sequences == 0 || tokens == 0) {
-      decision.prefill_was_cut |= mixed && tokens == 0;
-      break;
-    }
-    const int32_t piece = PieceOf(running[index], std::min(tokens, budget.chunk_tokens));
-    decision.prefill_was_cut |=
-        mixed && piece < running[index].prefill_left && piece < budget.chunk_tokens;
-    decision.work.push_back({index, piece});
-    decision.prefill_tokens += piece;
-    tokens -= piece;
-    --sequences;
+    wanted += std::min(running[index].prefill_left, budget.chunk_tokens);
+    decision.prefill_was_cut |= wanted > tokens;
+    if (decision.prefill_was_cut) break;
   }
   return decision;
 }

@@ -48,10 +48,15 @@ struct StepDecision {
   bool prefill_was_cut = false;  // more prefill waits than mixed_prefill let in
 };
 
-// Decodes come first, least recently run first when not all of them fit; then prompts in pieces,
-// higher priority first, then in order of `running`, within what is left and, beside decodes,
-// within mixed_prefill. When decodes alone would fill the step, an eighth of it (at least one token
-// of a budget of more than one) is kept for prompts that wait, so that neither starves the other.
+// Decodes come first, least recently run first when not all of them fit. When decodes alone would
+// fill the step, an eighth of it (at least one token of a budget of more than one) is kept for
+// prompts that wait, so that neither starves the other.
+//
+// Then prompts in pieces, within what is left and, beside decodes, within mixed_prefill: the one in
+// front (highest priority, then first in `running`) gets at least half of that, all of it when no
+// shorter one of its priority waits; the other half is for those, shortest first; what remains goes
+// to the rest in order. So a short prompt does not wait for a long one, nor a long one for many
+// short.
 StepDecision PlanStep(absl::Span<const RunningView> running, const StepBudget& budget);
 
 }  // namespace weir::scheduler

@@ -51,9 +51,46 @@ TEST(PlanStepTest, DecodesFirstThenPromptsWithinTheBudget) {
 }
 
 TEST(PlanStepTest, PromptsShareAStepInOrder) {
-  const StepDecision step = PlanStep({Prefilling(5), Prefilling(3), Prefilling(9)}, Budget(12));
-  EXPECT_THAT(step.work, ElementsAre(Work{0, 5}, Work{1, 3}, Work{2, 4}));
+  const StepDecision step = PlanStep({Prefilling(5), Prefilling(6), Prefilling(9)}, Budget(14));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 5}, Work{1, 6}, Work{2, 3}));
   EXPECT_FALSE(step.prefill_was_cut);  // no decode suffers from it
+}
+
+TEST(PlanStepTest, ShortPromptsGetHalfBesideALongOne) {
+  StepDecision step = PlanStep({Prefilling(90), Prefilling(7), Prefilling(3)}, Budget(20));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 10}, Work{1, 7}, Work{2, 3}));
+  // What they leave goes to the one in front.
+  step = PlanStep({Prefilling(90), Prefilling(2)}, Budget(20));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 18}, Work{1, 2}));
+  // What the one in front leaves goes to them.
+  step = PlanStep({Prefilling(13), Prefilling(12)}, Budget(20));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 10}, Work{1, 10}));
+  step = PlanStep({Prefilling(8), Prefilling(3), Prefilling(7), Prefilling(50)}, Budget(30));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 8}, Work{1, 3}, Work{2, 7}, Work{3, 12}));
+  // No room is left over while somebody could use it.
+  step = PlanStep({Prefilling(8), Prefilling(5), Prefilling(6), Prefilling(7)}, Budget(30));
+  EXPECT_THAT(step.work, ElementsAre(Work{0, 8}, Work{1, 5}, Work{2, 6}, Work{3, 7}));
+}
+
+TEST(PlanStepTest, TheOneInFrontAlwaysMoves) {
+  std::vector<RunningView> running = {Prefilling(90)};
+  for (int i = 0; i < 30; ++i) running.push_back(Prefilling(1));
+  for (const int32_t tokens : {1, 2, 3, 20}) {
+    for (const int32_t sequences : {1, 2, 5, 100}) {
+      int32_t front = 0;
+      for (const Work& work : PlanStep(running, Budget(tokens, sequences)).work) {
+        if (work.index == 0) front = work.tokens;
+      }
+      EXPECT_GE(front, (tokens + 1) / 2) << tokens << " tokens, " << sequences << " sequences";
+    }
+  }
+}
+
+TEST(PlanStepTest, ALowerPriorityGetsOnlyWhatIsLeft) {
+  StepDecision step = PlanStep({Prefilling(2), Prefilling(90, 0, 1)}, Budget(20));
+  EXPECT_THAT(step.work, ElementsAre(Work{1, 20}));
+  step = PlanStep({Prefilling(2), Prefilling(19, 0, 1)}, Budget(20));
+  EXPECT_THAT(step.work, ElementsAre(Work{1, 19}, Work{0, 1}));
 }
 
 TEST(PlanStepTest, HigherPriorityPromptsGoFirst) {
@@ -182,6 +219,18 @@ TEST(PlanStepTest, RandomViewsKeepThePromises) {
     const int32_t room = std::min(budget.tokens, budget.sequences);
     if (ready_decodes > 0) {
       ASSERT_GE(decodes, std::min(ready_decodes, room - std::max(room / 8, 1)));
+    }
+    // Nobody goes without while there is room (long pieces are rounded to blocks).
+    int32_t could_use = 0;
+    for (size_t i = 0; i < running.size(); ++i) {
+      if (!running[i].ready || running[i].prefill_left == 0) continue;
+      could_use += std::min({running[i].prefill_left, budget.chunk_tokens, 255});
+    }
+    const bool small = budget.tokens < 256;
+    if (small && std::ssize(step.work) < budget.sequences) {
+      const int32_t left = budget.tokens - decodes;
+      const int32_t limit = decodes > 0 ? std::min(left, std::max(budget.mixed_prefill, 1)) : left;
+      ASSERT_EQ(prefill, std::min(could_use, limit));
     }
     if (ready_prefills > 0 && room > 1) {
       ASSERT_GT(prefill, 0);

@@ -1,5 +1,7 @@
 // What the scheduler exports, read as Prometheus reads it.
 #include <cstdlib>
+#include <fstream>
+#include <iterator>
 #include <map>
 #include <memory>
 #include <sstream>
@@ -167,6 +169,17 @@ TEST_F(SchedulerMetricsTest, TheOutcomeIsTheWorstOfTheChoices) {
   EXPECT_EQ(sink_->choice(1).reason, FinishReason::kStop);
   EXPECT_EQ(Value("weir_requests_total{outcome=\"error\"}"), 1);
   EXPECT_EQ(Value("weir_requests_total{outcome=\"stop\"}"), 0);
+}
+
+TEST_F(SchedulerMetricsTest, EveryFamilyIsDocumented) {
+  Build();
+  std::ifstream file(WEIR_SOURCE_DIR "/docs/metrics.md");
+  const std::string text(std::istreambuf_iterator<char>(file), {});
+  const auto families = registry_.Families();
+  EXPECT_GE(families.size(), 22u);
+  for (const auto& [name, help] : families) {
+    EXPECT_THAT(text, ::testing::HasSubstr("| `" + name + "` |")) << help;
+  }
 }
 
 TEST_F(SchedulerMetricsTest, LimitsAreExported) {
