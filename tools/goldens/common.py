@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
-from goldens import plain
+from goldens import plain, rounding
 
 PROMPT_LENGTHS = (1, 5, 61, 203)
 GREEDY_STEPS = 16
@@ -63,6 +63,9 @@ class Golden:
     without_effect: tuple = ()
     # Least relative change of the logits when one tensor is replaced by other values.
     min_sensitivity: float = 1e-3
+    # Most relative error that rounding to bf16 may make in the reference; None where a golden is
+    # not meant for bf16. Prompts are drawn until it holds.
+    max_bf16: float | None = None
     save: Callable | None = None  # writes the checkpoint itself (config, tensors, folder)
 
 
@@ -139,6 +142,13 @@ def relative(a: torch.Tensor, b: torch.Tensor) -> float:
     return float((a.double() - b.double()).norm() / b.double().norm())
 
 
+def bf16_error(forward, ids: torch.Tensor) -> float:
+    """What rounding the operands of linear layers to bf16 changes in the logits of one prompt."""
+    exact = forward(ids)
+    with rounding.Bf16Products():
+        return relative(forward(ids), exact)
+
+
 def expected(golden: Golden, config: dict, tensors: Tensors,
              seed: int) -> tuple[Tensors, float, float]:
     """The contents of expected.safetensors, the least gap over all greedy steps, the most noise.
@@ -160,15 +170,17 @@ def expected(golden: Golden, config: dict, tensors: Tensors,
             exact = second(whole)
             if min(plain.route_margins, default=1.0) < MIN_ROUTE_MARGIN:
                 continue
-            rounding = relative(single(start), exact[:length]) if single else 0.0
-            if rounding <= MAX_NOISE:
+            inexact = relative(single(start), exact[:length]) if single else 0.0
+            if inexact > MAX_NOISE:
+                continue
+            if golden.max_bf16 is None or bf16_error(single or forward, start) <= golden.max_bf16:
                 break
         else:
             raise RuntimeError(f"{golden.name}: no prompt of {length} tokens is clear of rounding")
         out[f"prompt_{i}"] = start.to(torch.int64).contiguous()
         out[f"logits_{i}"] = forward(start).to(torch.float32).contiguous()
         out[f"greedy_{i}"] = tokens.to(torch.int64).contiguous()
-        least, noise = min(least, gap), max(noise, rounding)
+        least, noise = min(least, gap), max(noise, inexact)
     return out, least, noise
 
 
@@ -240,6 +252,11 @@ def make(golden: Golden, root: str) -> dict:
     for i in range(len(golden.prompt_lengths)):
         ours = second(result[f"prompt_{i}"])
         agreement = max(agreement, relative(result[f"logits_{i}"], ours))
+    bf16 = {}
+    if golden.max_bf16 is not None:
+        forward = (golden.single or golden.reference)(config, tensors)
+        bf16["bf16"] = max(bf16_error(forward, result[f"prompt_{i}"])
+                           for i in range(len(golden.prompt_lengths)))
     least, which = sensitivity(golden, config, tensors, seed)
     if least < golden.min_sensitivity:
         raise AssertionError(f"{golden.name}: {which} hardly shows in the logits ({least:.1e})")
@@ -259,4 +276,4 @@ def make(golden: Golden, root: str) -> dict:
         "name": golden.name, "family": golden.family, "covers": golden.covers,
         "source": golden.source, "seed": seed, "agreement": agreement, "gap": gap, "noise": noise,
         "sensitivity": least, "sensitivity_tensor": which, "distinct": distinct, "bytes": size,
-    }
+    } | bf16

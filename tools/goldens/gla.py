@@ -7,7 +7,7 @@ FLA's own model and records the difference.
 
 import functools
 
-from goldens import common, plain
+from goldens import common, half, plain
 
 SOURCE = ("tools/goldens/plain.py, float64, CPU, checked against flash-linear-attention 0.5.2 "
           "(its kernels in float32)")
@@ -86,7 +86,8 @@ def shapes(c: dict) -> dict[str, tuple]:
 
 
 def build(config: dict, packed_mlp: bool, dtype, seed: int):
-    tensors = {n: common.random_tensor(n, s, seed).to(dtype) for n, s in shapes(config).items()}
+    draw = half.initializer(dtype, config["num_hidden_layers"], config["tie_word_embeddings"])
+    tensors = {n: draw(n, s, seed).to(dtype) for n, s in shapes(config).items()}
     if packed_mlp:  # as checkpoints before February 2025 hold it: gate rows, then up rows
         for name in [n for n in tensors if n.endswith("mlp.up_proj.weight")]:
             gate = name.replace("up_proj", "gate_proj")
@@ -125,11 +126,12 @@ def goldens() -> list[common.Golden]:
         golden("gla_null_intermediate",
                "intermediate_size null (256 by FLA's rule), float16 weights",
                gla_config(hidden_size=36, intermediate_size=None, num_hidden_layers=2,
-                          dtype="float16"), dtype=torch.float16, min_gap=0.01),
+                          dtype="float16"), dtype=torch.float16, min_gap=0.01,
+               max_bf16=half.MAX_BF16),
         golden("gla_bf16", "bfloat16 weights, short conv, GQA 4/2, tied",
                gla_config(hidden_size=56, vocab_size=211, num_heads=4, num_kv_heads=2,
                           use_short_conv=True, dtype="bfloat16", tie_word_embeddings=True),
-               dtype=torch.bfloat16, min_gap=0.04),
+               dtype=torch.bfloat16, min_gap=0.04, max_bf16=half.MAX_BF16),
         golden("gla_attn", "attention in layer 1: GQA 3/1, head_dim 14, no window, qkv_bias",
                gla_config(attn={"layers": [1], "num_heads": 3, "num_kv_heads": 1, "qkv_bias": True,
                                 "window_size": None, "rope_theta": 10000.0})),

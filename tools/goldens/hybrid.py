@@ -9,7 +9,7 @@ import torch
 
 import hybrid_format
 import hybrid_reference
-from goldens import common, plain
+from goldens import common, half, plain
 
 SOURCE = "tools/hybrid_reference.py, float64, CPU"
 
@@ -47,7 +47,8 @@ def model(layers: list, hidden=36, vocab=109, inner=44, **given) -> dict:
 def build(config: dict, dtype: torch.dtype, seed: int):
     shapes = hybrid_format.tensor_shapes(hybrid_format.read_config(config))
     zero = config["norm"] == "rms_norm_zero_centered"
-    return config, {n: common.random_tensor(n, s, seed, zero_centered_norms=zero).to(dtype)
+    draw = half.initializer(dtype, len(config["layers"]), config["tie_word_embeddings"])
+    return config, {n: draw(n, s, seed, zero_centered_norms=zero).to(dtype)
                     for n, s in shapes.items()}
 
 
@@ -215,12 +216,12 @@ def goldens() -> list[common.Golden]:
                                mixer("attn", num_heads=3, head_dim=10))],
                      hidden=44, inner=60, vocab=173, tie_word_embeddings=True, dtype="bfloat16",
                      embedding_multiplier=1.5, logits_multiplier=0.5),
-               dtype=torch.bfloat16, min_gap=0.04),
+               dtype=torch.bfloat16, min_gap=0.04, max_bf16=half.MAX_BF16),
         golden("mixed_fp16",
                "float16 weights: delta_net, simple_gla, short_conv, linear_attn, attn",
                model([layer("delta_net", num_heads=2), layer("simple_gla", num_heads=2),
                       layer("short_conv"), layer("linear_attn", num_heads=2, feature_map="elu"),
                       layer("attn", num_heads=4, num_kv_heads=2, head_dim=12)],
                      hidden=40, inner=52, dtype="float16"),
-               dtype=torch.float16, min_gap=0.01),
+               dtype=torch.float16, min_gap=0.01, max_bf16=half.MAX_BF16),
     ]

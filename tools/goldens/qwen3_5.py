@@ -9,7 +9,7 @@ import transformers
 from transformers import (Qwen3_5Config, Qwen3_5ForCausalLM, Qwen3_5ForConditionalGeneration,
                           Qwen3_5TextConfig)
 
-from goldens import common, plain
+from goldens import common, half, plain
 
 SOURCE = f"transformers {transformers.__version__}, float32, CPU, eager"
 
@@ -90,7 +90,9 @@ def build(config: dict, dtype: torch.dtype, seed: int):
     """All parameters at random, under the names transformers gives them, rounded to dtype."""
     model = empty_model(config)
     names = {n: p.shape for n, p in model.named_parameters()}  # a tied head appears once
-    tensors = {n: common.random_tensor(n, s, seed, zero_centered_norms=True)
+    text = config.get("text_config", config)
+    draw = half.initializer(dtype, text["num_hidden_layers"], text["tie_word_embeddings"])
+    tensors = {n: draw(n, s, seed, zero_centered_norms=True)
                for n, s in names.items()}
     if config["model_type"] == "qwen3_5":
         tensors.update(mtp_tensors(config["text_config"], seed))
@@ -144,8 +146,8 @@ def golden(name: str, covers: str, config: dict, dtype=torch.float32, **given) -
 def goldens() -> list[common.Golden]:
     rope = lambda theta, factor: {"rope_type": "default", "rope_theta": theta,
                                   "partial_rotary_factor": factor}
-    bf16 = dict(dtype=torch.bfloat16, min_gap=0.04)
-    fp16 = dict(dtype=torch.float16, min_gap=0.01)
+    bf16 = dict(dtype=torch.bfloat16, min_gap=0.04, max_bf16=half.MAX_BF16)
+    fp16 = dict(dtype=torch.float16, min_gap=0.01, max_bf16=half.MAX_BF16)
     return [
         golden("qwen3_5_text_tied",
                "tied head, HV = HK = 3, K 20 > V 12, interval 3, saved by save_pretrained",
