@@ -134,8 +134,7 @@ def measure(client: Client, args: argparse.Namespace) -> dict[str, float]:
     corpus = read_corpus(args.corpus)
     texts = evaluation.held_out_text(corpus.held_out)
     scores = {"held_out_loss": held_out_loss(client, texts, args.windows)}
-    for trial in evaluation.TRIALS:
-        tasks = evaluation.make_tasks(trial, corpus.held_out, args.trials)
+    for trial, tasks in evaluation.held_out_tasks(corpus, args.trials):
         answers = client.map(lambda task, n=trial.new_tokens: client.answer(task, n), tasks)
         scores |= evaluation.score(trial, tasks, answers)
         for task, answer in zip(tasks, answers, strict=True):

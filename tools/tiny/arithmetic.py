@@ -73,8 +73,11 @@ def arithmetic(source: Source, digits: tuple[int, int] | None = None) -> Task:
     sizes = digits or (rng.choice((1, 2, 2, 2, 3)), rng.choice((1, 2, 2, 2, 3)))
     plus = rng.random() < 0.5
     sign = "+" if plus else "-"
+    close = digits is None and rng.random() < 0.2
     while True:
         a, b = number(source, sizes[0]), number(source, sizes[1])
+        if close and a > 9:
+            b = max(0, a + rng.randrange(-12, 13))  # which of two is less is hard when they are alike
         if is_held_out(a, b, sign) == source.held_out:
             break
     result = a + b if plus else a - b

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from tiny.arithmetic import arithmetic
 from tiny.chat import render
-from tiny.corpus import Book, Passages
+from tiny.corpus import Book, Corpus, Passages
 from tiny.fill_json import fill_json
+from tiny.lexicon import Lexicon
 from tiny.recall import recall
 from tiny.task import Source, Task
 from tiny.tool_calls import call_of, tool_call, tool_result
@@ -39,10 +40,13 @@ FLOORED = tuple(t.name for t in TRIALS if t.floor) + (WELL_FORMED,)
 SEED = 20_000_003
 
 
-def make_tasks(trial: Trial, books: list[Book], count: int) -> list[Task]:
-    rng = random.Random(f"{SEED} {trial.name}")
-    source = Source(rng, Passages(books), held_out=True)
-    return [trial.make(source) for _ in range(count)]
+def held_out_tasks(corpus: Corpus, count: int) -> Iterator[tuple[Trial, list[Task]]]:
+    """`count` tasks of every kind, always the same ones."""
+    passages = Passages(corpus.held_out)
+    lexicon = Lexicon(corpus.train, Passages(corpus.train))
+    for trial in TRIALS:
+        source = Source(random.Random(f"{SEED} {trial.name}"), passages, lexicon, held_out=True)
+        yield trial, [trial.make(source) for _ in range(count)]
 
 
 def prompt_text(task: Task) -> str:

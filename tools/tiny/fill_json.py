@@ -14,11 +14,15 @@ Field = tuple[tuple[str, ...], Any, str]
 
 
 def choose(values: list[str]) -> Any:
-    return lambda rng: rng.choice(values)
+    return lambda source: source.pick(values)
 
 
 def number(low: int, high: int) -> Any:
-    return lambda rng: rng.randrange(low, high)
+    return lambda source: source.rng.randrange(low, high)
+
+
+def weekday(source: Source) -> str:
+    return source.rng.choice(words.DAYS)
 
 
 RECORDS: dict[str, tuple[str, dict[str, Field]]] = {
@@ -34,7 +38,7 @@ RECORDS: dict[str, tuple[str, dict[str, Field]]] = {
         "item": (("item", "product", "what"), choose(words.FOODS), "{customer} wants {item}."),
         "count": (("count", "quantity", "amount"), number(1, 99), "The number is {count}."),
         "price": (("price", "cost", "total"), number(1, 500), "The price is {price}."),
-        "day": (("day", "date", "delivery"), choose(words.DAYS), "It comes on {day}."),
+        "day": (("day", "date", "delivery"), weekday, "It comes on {day}."),
     }),
     "pet": ("Here is a pet called {name}.", {
         "name": (("name", "pet", "called"), choose(words.PET_NAMES), ""),
@@ -47,7 +51,7 @@ RECORDS: dict[str, tuple[str, dict[str, Field]]] = {
         "traveller": (("traveller", "name", "who"), choose(words.NAMES), ""),
         "start": (("from", "start", "origin"), choose(words.CITIES), "The journey begins in {start}."),
         "goal": (("to", "goal", "destination"), choose(words.CITIES), "It ends in {goal}."),
-        "day": (("day", "date", "weekday"), choose(words.DAYS), "{traveller} leaves on {day}."),
+        "day": (("day", "date", "weekday"), weekday, "{traveller} leaves on {day}."),
         "days": (("days", "length", "duration"), number(1, 30), "It takes {days} days."),
     }),
     "book": ('There is a book called "{title}".', {
@@ -78,7 +82,7 @@ def fill_json(source: Source) -> Task:
     record = rng.choice(list(RECORDS))
     _, fields = RECORDS[record]
     first, *others = fields
-    values = {f: draw(rng) for f, (_, draw, _) in fields.items()}
+    values = {f: draw(source) for f, (_, draw, _) in fields.items()}
     asked = [first, *rng.sample(others, rng.randrange(1, len(others) + 1))]
     rng.shuffle(asked)
     unknown = {rng.choice(asked)} - {first} if rng.random() < 0.15 else set()

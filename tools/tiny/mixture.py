@@ -10,9 +10,10 @@ import numpy as np
 from tokenizers import Tokenizer
 
 from tiny.arithmetic import arithmetic
-from tiny.chat import CONTROL, END_OF_TEXT, encode_chat
+from tiny.chat import CONTROL, END_OF_TEXT, encode_chat, render
 from tiny.corpus import Book, Passages
 from tiny.fill_json import fill_json
+from tiny.lexicon import Lexicon
 from tiny.recall import recall
 from tiny.tales import continue_tale, invent_tale, talk
 from tiny.task import Source, Task
@@ -50,6 +51,7 @@ class RowMaker:
     def __init__(self, tokenizer: Tokenizer, books: list[Book], length: int) -> None:
         self.tokenizer, self.length = tokenizer, length
         self.passages = Passages(books)
+        self.lexicon = Lexicon(books, self.passages)
         self.text = tokenize_books(tokenizer, books)
         self.makers = [m[0] for m in MIXTURE]
         self.odds = [share / size for _, share, size, _ in MIXTURE]
@@ -63,7 +65,7 @@ class RowMaker:
         size = self.length + 1
         if rng.random() < PROSE_SHARE:
             return self.prose(rng, size), [1.0] * size
-        source = Source(rng, self.passages)
+        source = Source(rng, self.passages, self.lexicon)
         ids: list[int] = []
         weights: list[float] = []
         misfits = 0
@@ -85,12 +87,11 @@ class RowMaker:
         return Rows(np.array([m[0] for m in made], np.uint16), np.array([m[1] for m in made], np.float16))
 
 
-def sample_texts(passages: Passages, seed: int, count: int) -> Iterator[str]:
+def sample_texts(books: list[Book], seed: int, count: int) -> Iterator[str]:
     """Conversations as text, for training the tokenizer."""
-    from tiny.chat import render
-
     rng = random.Random(seed)
-    source = Source(rng, passages)
+    passages = Passages(books)
+    source = Source(rng, passages, Lexicon(books, passages))
     small = [m for m in MIXTURE if m[0] not in (continue_tale, invent_tale, recall)]
     for _ in range(count):
         task = rng.choice(small)[0](source)

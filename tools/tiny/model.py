@@ -272,7 +272,8 @@ def cast_weights(w: Weights, dtype: torch.dtype) -> Weights:
     return {n: t if t.dim() < 2 or any(k in n for k in keep) else t.to(dtype) for n, t in w.items()}
 
 
-def hidden_states(ids: Tensor, config: Json, w: Weights, routing: Routing) -> Tensor:
+def hidden_states(ids: Tensor, config: Json, w: Weights, routing: Routing,
+                  dropout: float = 0.0) -> Tensor:
     """The normed hidden states before the head. ids [B, T], T a multiple of 64; w cast -> [B, T, D]."""
     at = Places(torch.arange(ids.shape[1], device=ids.device).expand_as(ids))
     eps, norm = config["norm_eps"], PIECES["rms"]
@@ -281,12 +282,14 @@ def hidden_states(ids: Tensor, config: Json, w: Weights, routing: Routing) -> Te
     for n, layer in enumerate(config["layers"]):
         name = f"model.layers.{n}"
         x = norm(h, w[f"{name}.mixer_norm.weight"], eps).to(dtype)
-        h = h + config["residual_multiplier"] * mix(x, at, n, config, w, routing)
+        added = F.dropout(mix(x, at, n, config, w, routing), dropout, dropout > 0)
+        h = h + config["residual_multiplier"] * added
         if layer_feed_forward(layer, config) is not None:
             x = norm(h, w[f"{name}.mlp_norm.weight"], eps).to(dtype)
             gate, up = linear(x, w, f"{name}.mlp.gate_proj"), linear(x, w, f"{name}.mlp.up_proj")
             inner = PIECES["swiglu"](gate, up).to(dtype)
-            h = h + config["residual_multiplier"] * linear(inner, w, f"{name}.mlp.down_proj").float()
+            added = F.dropout(linear(inner, w, f"{name}.mlp.down_proj").float(), dropout, dropout > 0)
+            h = h + config["residual_multiplier"] * added
     return norm(h, w["model.norm.weight"], eps).to(dtype)
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from tiny.chat import Message
 from tiny.task import Source, Task, assistant, says, user, with_system
-from tiny.words import (ADJECTIVES, ANIMALS, CITIES, COLOURS, CONTAINERS, JOBS, NAMES, OBJECTS,
+from tiny.words import (ADJECTIVES, ANIMALS, CITIES, COLOURS, CONTAINERS, FOODS, JOBS, NAMES, OBJECTS,
                         PET_NAMES, PLACES)
 
 CHARACTERS_PER_TOKEN = 4.0
@@ -21,65 +21,113 @@ class Fact:
     needed: str
 
 
-def fact(source: Source) -> Fact:
+def code_fact(source: Source) -> Fact:
     rng = source.rng
-    name, thing = rng.choice(NAMES), f"{rng.choice(ADJECTIVES)} {rng.choice(OBJECTS)}"
-    place = rng.choice(PLACES)
-    kind = rng.randrange(9)
-    if kind == 0:
-        code = "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4, 5))))
-        lock = rng.choice(("gate", "safe", "door", "chest", "cellar", "tower", "vault", "office"))
-        colour = rng.choice(COLOURS)
-        return Fact(f"code {colour} {lock}", f"The code of the {colour} {lock} is {code}.",
-                    (f"What is the code of the {colour} {lock}?",
-                     f"Which code opens the {colour} {lock}?"),
-                    f"The code of the {colour} {lock} is {code}.", code)
-    if kind == 1:
-        number = str(rng.randrange(100, 10000))
-        return Fact(f"number {name}", f"The number of {name} is {number}.",
-                    (f"What is the number of {name}?", f"Which number has {name}?"),
-                    f"The number of {name} is {number}.", number)
-    if kind == 2:
-        where = f"in the {rng.choice(CONTAINERS)} in the {place}"
-        return Fact(f"keep {name} {thing}", f"{name} keeps the {thing} {where}.",
-                    (f"Where does {name} keep the {thing}?", f"Where is the {thing} of {name}?"),
-                    f"{name} keeps the {thing} {where}.", where)
-    if kind == 3:
-        colour = rng.choice(COLOURS)
-        return Fact(f"colour {name}", f"The favourite colour of {name} is {colour}.",
-                    (f"What is the favourite colour of {name}?", f"Which colour does {name} like best?"),
-                    f"The favourite colour of {name} is {colour}.", colour)
-    if kind == 4:
-        city = rng.choice(CITIES)
-        return Fact(f"city {name}", f"{name} lives in {city}.",
-                    (f"Where does {name} live?", f"In which city does {name} live?"),
-                    f"{name} lives in {city}.", city)
-    if kind == 5:
-        animal, pet = rng.choice(ANIMALS), rng.choice(PET_NAMES)
-        return Fact(f"pet {name} {animal}", f"{name} has a {animal} called {pet}.",
-                    (f"What is the {animal} of {name} called?", f"How does {name} call the {animal}?"),
-                    f"The {animal} of {name} is called {pet}.", pet)
-    if kind == 6:
-        word = rng.choice(OBJECTS + ANIMALS + PLACES)
-        owner = f"the {rng.choice(JOBS)}"
-        return Fact(f"word {owner}", f"The secret word of {owner} is {word}.",
-                    (f"What is the secret word of {owner}?", f"Which word must I say to {owner}?"),
-                    f"The secret word of {owner} is {word}.", word)
-    if kind == 7:
-        job = rng.choice(JOBS)
-        return Fact(f"job {name}", f"{name} works as a {job}.",
-                    (f"What does {name} work as?", f"What is the work of {name}?"),
-                    f"{name} works as a {job}.", job)
-    other = rng.choice(PLACES)
-    return Fact(f"hidden {thing}", f"The {thing} is hidden in the {other}.",
+    code = "".join(rng.choice("0123456789") for _ in range(rng.choice((3, 4, 4, 5))))
+    lock = rng.choice(("gate", "safe", "door", "chest", "cellar", "tower", "vault", "office"))
+    thing = f"the {source.pick(COLOURS)} {lock}"
+    return Fact(f"code {thing}", f"The code of {thing} is {code}.",
+                (f"What is the code of {thing}?", f"Which code opens {thing}?"),
+                f"The code of {thing} is {code}.", code)
+
+
+def number_fact(source: Source) -> Fact:
+    name, number = source.free_name(NAMES), str(source.rng.randrange(100, 10000))
+    return Fact(f"number {name}", f"The number of {name} is {number}.",
+                (f"What is the number of {name}?", f"Which number has {name}?"),
+                f"The number of {name} is {number}.", number)
+
+
+def keeping_fact(source: Source) -> Fact:
+    name, thing = source.free_name(NAMES), f"{source.pick(ADJECTIVES)} {source.pick(OBJECTS)}"
+    where = f"in the {source.pick(CONTAINERS)} in the {source.pick(PLACES)}"
+    return Fact(f"keep {name} {thing}", f"{name} keeps the {thing} {where}.",
+                (f"Where does {name} keep the {thing}?", f"Where is the {thing} of {name}?"),
+                f"{name} keeps the {thing} {where}.", where)
+
+
+def colour_fact(source: Source) -> Fact:
+    name, colour = source.free_name(NAMES), source.pick(COLOURS)
+    return Fact(f"colour {name}", f"The favourite colour of {name} is {colour}.",
+                (f"What is the favourite colour of {name}?", f"Which colour does {name} like best?"),
+                f"The favourite colour of {name} is {colour}.", colour)
+
+
+def city_fact(source: Source) -> Fact:
+    name, city = source.free_name(NAMES), source.free_name(CITIES)
+    return Fact(f"city {name}", f"{name} lives in {city}.",
+                (f"Where does {name} live?", f"In which city does {name} live?"),
+                f"{name} lives in {city}.", city)
+
+
+def pet_fact(source: Source) -> Fact:
+    name, animal, pet = source.free_name(NAMES), source.pick(ANIMALS), source.free_name(PET_NAMES)
+    return Fact(f"pet {name} {animal}", f"{name} has a {animal} called {pet}.",
+                (f"What is the {animal} of {name} called?", f"How does {name} call the {animal}?"),
+                f"The {animal} of {name} is called {pet}.", pet)
+
+
+def word_fact(source: Source) -> Fact:
+    word, owner = source.pick(OBJECTS + ANIMALS + PLACES), f"the {source.pick(JOBS)}"
+    return Fact(f"word {owner}", f"The secret word of {owner} is {word}.",
+                (f"What is the secret word of {owner}?", f"Which word must I say to {owner}?"),
+                f"The secret word of {owner} is {word}.", word)
+
+
+def job_fact(source: Source) -> Fact:
+    name, job = source.free_name(NAMES), source.pick(JOBS)
+    return Fact(f"job {name}", f"{name} works as a {job}.",
+                (f"What does {name} work as?", f"What is the work of {name}?"),
+                f"{name} works as a {job}.", job)
+
+
+def hidden_fact(source: Source) -> Fact:
+    thing, place = f"{source.pick(ADJECTIVES)} {source.pick(OBJECTS)}", source.pick(PLACES)
+    return Fact(f"hidden {thing}", f"The {thing} is hidden in the {place}.",
                 (f"Where is the {thing} hidden?", f"Where can I find the {thing}?"),
-                f"The {thing} is hidden in the {other}.", f"in the {other}")
+                f"The {thing} is hidden in the {place}.", f"in the {place}")
+
+
+def own_name_fact(source: Source) -> Fact:
+    name = source.free_name(NAMES)
+    return Fact("own name", source.rng.choice((f"My name is {name}.", f"I am called {name}.")),
+                ("What is my name?", "What am I called?"), f"Your name is {name}.", name)
+
+
+def own_thing_fact(source: Source) -> Fact:
+    whose = source.rng.choice((*ANIMALS, *RELATIONS, source.lexicon.word(source.rng)))
+    name = source.free_name(PET_NAMES + NAMES)
+    told = (f"My {whose} is called {name}.", f"The name of my {whose} is {name}.")
+    return Fact(f"own {whose}", source.rng.choice(told),
+                (f"What is my {whose} called?", f"What is the name of my {whose}?"),
+                f"Your {whose} is called {name}.", name)
+
+
+def own_city_fact(source: Source) -> Fact:
+    city = source.free_name(CITIES)
+    return Fact("own city", f"I live in {city}.", ("Where do I live?", "In which city do I live?"),
+                f"You live in {city}.", city)
+
+
+def own_favourite_fact(source: Source) -> Fact:
+    values = source.rng.choice((COLOURS, ANIMALS, FOODS, PLACES))
+    kind = {id(COLOURS): "colour", id(ANIMALS): "animal", id(FOODS): "food", id(PLACES): "place"}
+    what, value = kind[id(values)], source.pick(values)
+    return Fact(f"own favourite {what}", f"My favourite {what} is {value}.",
+                (f"What is my favourite {what}?", f"Which {what} do I like best?"),
+                f"Your favourite {what} is {value}.", value)
+
+
+FACTS = (code_fact, number_fact, keeping_fact, colour_fact, city_fact, pet_fact, word_fact, job_fact,
+         hidden_fact, own_name_fact, own_thing_fact, own_thing_fact, own_city_fact, own_favourite_fact)
+RELATIONS = ("sister", "brother", "mother", "father", "friend", "teacher", "aunt", "uncle", "cousin",
+             "village", "street", "boat", "school", "doll")
 
 
 def facts(source: Source, count: int) -> list[Fact]:
     out: dict[str, Fact] = {}
     while len(out) < count:
-        new = fact(source)
+        new = source.rng.choice(FACTS)(source)
         out.setdefault(new.key, new)
     return list(out.values())
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from tiny.chat import Message
 from tiny.corpus import Passages
+from tiny.lexicon import Lexicon
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,24 @@ class Source:
 
     rng: random.Random
     passages: Passages
+    lexicon: Lexicon
     held_out: bool = False
+
+    def pick(self, values: Sequence[str]) -> str:
+        """One of the values or, one time in four, something like them from outside the list."""
+        value = self.rng.choice(values)
+        if self.rng.random() > 0.25:
+            return value
+        if " " in value:
+            phrase = self.lexicon.phrase(self.rng)
+            return phrase.title() if value.istitle() else phrase
+        return self.lexicon.name(self.rng) if value[0].isupper() else self.lexicon.word(self.rng)
+
+    def free_name(self, values: Sequence[str]) -> str:
+        """A name: of the values, of the corpus, or made up."""
+        if self.rng.random() < 0.2:
+            return self.lexicon.made_up_name(self.rng)
+        return self.pick(values)
 
 
 def user(text: str) -> Message:

@@ -6,7 +6,7 @@ Names of functions and parameters vary, so that the schema must be read to call 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,19 +15,24 @@ from tiny.chat import Message, to_json
 from tiny.task import Source, Task, assistant, parse_json, same_json, says, user, with_system
 
 Values = dict[str, Any]
-Draw = Callable[[random.Random], Any]
+Draw = Callable[[Source], Any]
 
 
-def one_of(values: list[str]) -> Draw:
-    return lambda rng: rng.choice(values)
+def one_of(values: Sequence[str]) -> Draw:
+    return lambda source: source.rng.choice(values)
+
+
+def like(values: Sequence[str]) -> Draw:
+    return lambda source: source.pick(values)
 
 
 def between(low: int, high: int) -> Draw:
-    return lambda rng: rng.randrange(low, high)
+    return lambda source: source.rng.randrange(low, high)
 
 
-def clock(rng: random.Random) -> str:
-    return f"{rng.randrange(24):02d}:{rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50)):02d}"
+def clock(source: Source) -> str:
+    minutes = source.rng.choice((0, 5, 10, 15, 20, 30, 40, 45, 50))
+    return f"{source.rng.randrange(24):02d}:{minutes:02d}"
 
 
 @dataclass(frozen=True)
@@ -55,13 +60,13 @@ class Family:
 
 
 MONEY = ("EUR", "USD", "GBP", "JPY", "NOK", "CHF")
-CITY = Param("city", ("city", "place", "location", "town"), "name of the city", one_of(words.CITIES))
-FOOD = Param("item", ("item", "thing", "product", "name"), "what it is", one_of(words.FOODS))
+CITY = Param("city", ("city", "place", "location", "town"), "name of the city", like(words.CITIES))
+FOOD = Param("item", ("item", "thing", "product", "name"), "what it is", like(words.FOODS))
 COUNT = Param("count", ("count", "amount", "number", "quantity"), "how many", between(1, 60), "integer")
 TIME = Param("time", ("time", "at", "hour", "when"), "time of day, HH:MM", clock)
-ROOM = Param("room", ("room", "place", "where"), "which room", one_of(words.ROOMS))
-PERSON = Param("name", ("name", "person", "to", "who"), "name of the person", one_of(words.NAMES))
-TEXT = Param("text", ("text", "message", "content", "body"), "the text", one_of(words.ERRANDS))
+ROOM = Param("room", ("room", "place", "where"), "which room", like(words.ROOMS))
+PERSON = Param("name", ("name", "person", "to", "who"), "name of the person", like(words.NAMES))
+TEXT = Param("text", ("text", "message", "content", "body"), "the text", like(words.ERRANDS))
 
 FAMILIES = (
     Family(("get_weather", "weather", "current_weather", "weather_now", "lookup_weather"),
@@ -93,9 +98,9 @@ FAMILIES = (
            {"status": one_of(["ok", "added"])}, ("I put {count} {item} on the list.",)),
     Family(("find_book", "search_book", "library", "book_search"), ("Find a book in the library.",),
            (Param("title", ("title", "book", "name", "query"), "title of the book",
-                  one_of(words.TITLES)),),
+                  like(words.TITLES)),),
            ('Who wrote "{title}"?', 'Find the book "{title}".', 'Where is the book "{title}"?'),
-           {"author": one_of(words.AUTHORS), "shelf": between(1, 99)},
+           {"author": like(words.AUTHORS), "shelf": between(1, 99)},
            ("{title} by {author} is on shelf {shelf}.",)),
     Family(("book_table", "reserve_table", "reservation", "table"), ("Reserve a table.",),
            (Param("people", ("people", "guests", "persons", "seats"), "number of guests",
@@ -105,7 +110,7 @@ FAMILIES = (
            {"table": between(1, 40)}, ("Table {table} is reserved for {people} at {time}.",)),
     Family(("translate", "translate_text", "translator"), ("Translate a text.",),
            (TEXT, Param("language", ("language", "to", "target"), "language to translate to",
-                        one_of(words.LANGUAGES))),
+                        like(words.LANGUAGES))),
            ('Translate "{text}" into {language}.', 'What is "{text}" in {language}?',
             'How do I say "{text}" in {language}?')),
     Family(("set_light", "light", "dim_light", "lamp"), ("Set the light of a room.",),
@@ -127,8 +132,8 @@ FAMILIES = (
             "{operation} {a} by {b}"),
            {"result": between(1, 9999)}, ("The result is {result}.",)),
     Family(("find_train", "train", "next_train", "trains"), ("Find the next train.",),
-           (Param("start", ("from", "start", "origin"), "city to leave from", one_of(words.CITIES)),
-            Param("goal", ("to", "goal", "destination"), "city to go to", one_of(words.CITIES))),
+           (Param("start", ("from", "start", "origin"), "city to leave from", like(words.CITIES)),
+            Param("goal", ("to", "goal", "destination"), "city to go to", like(words.CITIES))),
            ("When does the next train go from {start} to {goal}?", "Find a train from {start} to {goal}.",
             "I want to go from {start} to {goal} by train."),
            {"departure": clock, "platform": between(1, 20)},
@@ -145,11 +150,11 @@ FAMILIES = (
            {"status": one_of(["ok", "started"])}, ("The timer runs for {minutes} minutes.",)),
     Family(("population", "get_population", "people_in"), ("How many people live in a country.",),
            (Param("country", ("country", "land", "name"), "name of the country",
-                  one_of(words.COUNTRIES)),),
+                  like(words.COUNTRIES)),),
            ("How many people live in {country}?", "What is the population of {country}?"),
            {"millions": between(1, 200)}, ("{millions} million people live in {country}.",)),
     Family(("feed", "feed_pet", "feeder", "give_food"), ("Feed an animal.",),
-           (Param("animal", ("animal", "pet", "which"), "which animal", one_of(words.ANIMALS)),
+           (Param("animal", ("animal", "pet", "which"), "which animal", like(words.ANIMALS)),
             Param("grams", ("grams", "amount", "weight"), "grams of food", between(10, 500), "integer")),
            ("Give the {animal} {grams} grams of food.", "Feed the {animal} with {grams} grams."),
            {"status": one_of(["ok", "done"])}, ("The {animal} got {grams} grams of food.",)),
@@ -212,9 +217,9 @@ def offered(source: Source) -> tuple[Tool, list[Message]]:
     return tools[0], schemas
 
 
-def draw_values(rng: random.Random, family: Family) -> Values:
+def draw_values(source: Source, family: Family) -> Values:
     while True:
-        values = {p.key: p.draw(rng) for p in family.params}
+        values = {p.key: p.draw(source) for p in family.params}
         if values.get("source", 0) != values.get("target", 1) or "source" not in values:
             if "start" not in values or values["start"] != values["goal"]:
                 return values
@@ -224,7 +229,7 @@ def tool_call(source: Source) -> Task:
     """A question that needs a tool, answered by the right call."""
     rng = source.rng
     tool, schemas = offered(source)
-    values = draw_values(rng, tool.family)
+    values = draw_values(source, tool.family)
     arguments = {tool.names[p.key]: values[p.key] for p in tool.family.params}
     question = rng.choice(tool.family.questions).format(**values)
     question = question[0].upper() + question[1:]
@@ -245,11 +250,11 @@ def tool_result(source: Source) -> Task:
         tool, schemas = offered(source)
         if tool.family.answers:
             break
-    values = draw_values(rng, tool.family)
+    values = draw_values(source, tool.family)
     arguments = {tool.names[p.key]: values[p.key] for p in tool.family.params}
     question = rng.choice(tool.family.questions).format(**values)
     question = question[0].upper() + question[1:]
-    result = {key: draw(rng) for key, draw in tool.family.result.items()}
+    result = {key: draw(source) for key, draw in tool.family.result.items()}
     answer = rng.choice(tool.family.answers).format(**values, **result)
     call = {"type": "function", "function": {"name": tool.name, "arguments": arguments}}
     messages = [user(question), assistant("") | {"tool_calls": [call]},
