@@ -175,11 +175,13 @@ TEST_F(SchedulerMetricsTest, EveryFamilyIsDocumented) {
   Build();
   std::ifstream file(WEIR_SOURCE_DIR "/docs/metrics.md");
   const std::string text(std::istreambuf_iterator<char>(file), {});
-  const auto families = registry_.Families();
-  EXPECT_GE(families.size(), 22u);
-  for (const auto& [name, help] : families) {
-    EXPECT_THAT(text, ::testing::HasSubstr("| `" + name + "` |")) << help;
+  int ours = 0;  // the registry itself adds those of the process
+  for (const auto& [name, help] : registry_.Families()) {
+    if (!name.starts_with("weir_")) continue;
+    ++ours;
+    EXPECT_NE(text.find("| `" + name + "` |"), std::string::npos) << name << ": " << help;
   }
+  EXPECT_EQ(ours, 23);
 }
 
 TEST_F(SchedulerMetricsTest, LimitsAreExported) {
