@@ -2,8 +2,9 @@
 
     tiny_expected.py --corpus ../shared/corpus models/weir-tiny
 
-Four prompts of 1, 5, 13 and about 160 tokens, the last longer than the local-attention window; logits of
-tools/hybrid_reference.py in float32 from the bf16 weights, and 24 tokens of greedy continuation.
+Four prompts of 1, 5, 13 and about 84 tokens (a row of logits is 32 kB); logits of
+tools/hybrid_reference.py in float32 from the bf16 weights, and 56 tokens of greedy continuation, with
+which the longest passes the window of local attention.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from tiny.chat import USER, render
 from tiny.corpus import Corpus, read_corpus
 from tiny.vocabulary import load_tokenizer
 
-LONG_PROMPT = 160  # tokens
+LONG_PROMPT = 84  # tokens
+GREEDY_TOKENS = 56  # the longest prompt and its continuation pass the window of local attention
 FACT, QUESTION = "The code of the red gate is 4821. ", " What is the code of the red gate?"
 
 
@@ -43,7 +45,8 @@ def main() -> None:
     args = parser.parse_args()
     tokenizer = load_tokenizer(args.model_dir / "tokenizer.json")
     config, tensors = load_checkpoint(args.model_dir)
-    expected = expected_outputs(config, tensors, make_prompts(tokenizer, read_corpus(args.corpus)), 24)
+    expected = expected_outputs(config, tensors, make_prompts(tokenizer, read_corpus(args.corpus)),
+                                GREEDY_TOKENS)
     for i in range(4):
         print(repr(tokenizer.decode(expected[f"greedy_{i}"].tolist(), skip_special_tokens=False)))
     save_file(expected, args.model_dir / "expected.safetensors")
