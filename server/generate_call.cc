@@ -41,7 +41,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  public:
   GenerateCall(ServiceContext* context, grpc::CallbackServerContext* rpc)
       : context_(context), rpc_(rpc), id_(context->next_request_id.fetch_add(1)) {
-    context_->metrics->open_streams->Set(context_->open_streams.fetch_add(1) + 1);
+    context_->open_streams.Add(1);
   }
   ~GenerateCall() override = default;
 
@@ -66,8 +66,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
   void OnCancel() override { Cancel(); }
   void OnDone() override {
-    context_->metrics->open_streams->Set(context_->open_streams.fetch_sub(1) - 1);
     context_->metrics->CallEnded(Method::kGenerate, code_);
+    context_->open_streams.Add(-1);
     std::shared_ptr<GenerateCall> last;
     std::lock_guard<std::mutex> lock(mutex_);
     done_ = true;
@@ -200,7 +200,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       std::lock_guard<std::mutex> lock(mutex_);
       if (finishing_ || stream_ == nullptr) return;
       std::optional<ResponseStream::End> end = stream_->ended();
-      if (end && IsLost(end->status)) stream_->Discard();
+      if (end && IsLost(end->status)) {
+        stream_->Discard();
+        end->more = false;
+      }
       if (writing_) {
         if (end) WatchSlowReader();
         return;

@@ -75,7 +75,7 @@ void FillLoad(const ServiceContext& context, v1::ServerLoad* to) {
   to->set_slots_used(stats.slots_used);
   to->set_pages_used(stats.pages_used);
   to->set_steps(stats.steps);
-  to->set_open_streams(context.open_streams);
+  to->set_open_streams(context.open_streams.count());
   to->set_since_last_step_ms(
       stats.steps == 0 ? -1 : std::max<int64_t>(0, context.clock->NowUs() - stats.last_step_us) / 1000);
 }

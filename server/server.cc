@@ -79,6 +79,7 @@ void Server::Impl::FillContext(const ServerOptions& options, const ServedModel* 
   context.scheduler = scheduler;
   context.clock = clock;
   context.metrics = metrics.get();
+  context.open_streams.SetGauge(metrics->open_streams);
   context.text_pool = text_pool.get();
   context.delivery_pool = delivery_pool.get();
   context.limits.max_choices = static_cast<int32_t>(
@@ -167,11 +168,13 @@ void Server::Drain(int64_t drain_us) {
     health->SetServingStatus(false);
   }
   impl_->context.draining = true;
-  LogInfo("draining: ", impl_->context.open_streams.load(), " open streams, at most ",
+  LogInfo("draining: ", impl_->context.open_streams.count(), " open streams, at most ",
           FormatDurationUs(drain_us));
   impl_->scheduler->Drain(impl_->context.clock->NowUs() + drain_us);
   impl_->scheduler->WaitIdle();
-  // Closes the port and waits until every stream has got its end, but not for ever.
+  // The last events are still on their way; a reader that takes nothing is not waited for.
+  impl_->context.open_streams.WaitNone(
+      std::chrono::microseconds(std::max(impl_->context.slow_reader_us, int64_t{100'000})));
   impl_->server->Shutdown(std::chrono::system_clock::now() + kLastWrites);
   impl_->server->Wait();
 }

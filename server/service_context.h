@@ -4,6 +4,7 @@
 #include <atomic>
 #include <cstdint>
 
+#include "server/open_streams.h"
 #include "server/request_validator.h"
 
 namespace weir {
@@ -37,7 +38,7 @@ struct ServiceContext {
   uint64_t seed = 0;  // request i without a seed of its own draws one from (seed, i)
 
   std::atomic<uint64_t> next_request_id{1};
-  std::atomic<int32_t> open_streams{0};
+  OpenStreams open_streams;
   std::atomic<bool> draining{false};
   std::atomic<int64_t> ready_us{0};  // on the clock; 0: not yet
 };
