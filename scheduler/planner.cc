@@ -53,7 +53,6 @@ class PrefillShare {
       half -= Give(i, half);
     }
     Give(0, tokens_);
-    for (const size_t i : shorter) Give(i, tokens_);
     for (size_t i = 1; i < prefills_.size(); ++i) Give(i, tokens_);
   }
 
