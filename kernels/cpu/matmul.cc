@@ -12,7 +12,7 @@ namespace weir::kernels {
 namespace {
 
 // A task is worth handing to another thread from about this much: a few microseconds.
-constexpr int64_t kTaskWeightBytes = 64 << 10;
+constexpr int64_t kTaskWeightBytes = 256 << 10;
 constexpr int64_t kTaskMacs = 512 << 10;
 // Rows of a task of many rows: their packed input stays in the second-level cache beside the
 // weights that pass by, and is used for every panel of the task.

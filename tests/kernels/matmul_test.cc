@@ -235,6 +235,26 @@ TEST(PackedMatrixTest, UnpackRowGivesTheStoredValuesBack) {
   }
 }
 
+TEST(PackedMatrixTest, EveryHalfFloatIsReadExactly) {
+  Threads one(1);
+  std::vector<Float16> all(65536);
+  for (int i = 0; i < 65536; ++i) all[i] = {static_cast<uint16_t>(i)};
+  PackedMatrix packed =
+      *PackedMatrix::Pack(TensorView(all.data(), {256, 256}), DType::kF32, one.stream());
+  std::vector<float> row(256);
+  for (int n = 0; n < 256; ++n) {
+    packed.UnpackRow(n, row.data());
+    for (int i = 0; i < 256; ++i) {
+      const float want = ToFloat(all[n * 256 + i]);
+      if (std::isnan(want)) {
+        ASSERT_TRUE(std::isnan(row[i])) << n * 256 + i;
+      } else {
+        ASSERT_EQ(std::memcmp(&row[i], &want, 4), 0) << n * 256 + i;
+      }
+    }
+  }
+}
+
 TEST(PackedMatrixTest, StackedMatricesAreOneMatrix) {
   Threads two(2);
   for (DType compute : {DType::kF32, DType::kBF16}) {
