@@ -28,7 +28,13 @@ $(BUILD)/venv/done: tools/requirements-test.txt
 	@$(BUILD)/venv/bin/pip install -q --disable-pip-version-check -r tools/requirements-test.txt
 	@touch $@
 
-python: $(BUILD)/venv/done  ## the Python client libraries that examples and tests use: build/venv
+$(BUILD)/python/done: $(BUILD)/venv/done $(wildcard proto/weir/v1/*.proto)
+	@mkdir -p $(BUILD)/python
+	@$(BUILD)/venv/bin/python -m grpc_tools.protoc -I proto --python_out=$(BUILD)/python \
+	  --grpc_python_out=$(BUILD)/python proto/weir/v1/*.proto
+	@touch $@
+
+python: $(BUILD)/python/done  ## what Python clients need: grpcio in build/venv, stubs in build/python
 
 test: build python  ## install what is missing, build, run all tests but the slow ones
 	@ninja -C $(BUILD) -j $(JOBS) --quiet

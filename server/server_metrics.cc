@@ -1,6 +1,7 @@
 #include "server/server_metrics.h"
 
 #include <string>
+#include <vector>
 
 #include "metrics/registry.h"
 #include "server/served_model.h"
@@ -8,8 +9,28 @@
 namespace weir::server {
 namespace {
 
-constexpr const char* kMethodNames[kNumMethods] = {"Generate", "Tokenize", "Detokenize", "GetModel",
-                                                   "GetServerInfo"};
+using Code = absl::StatusCode;
+
+struct MethodCodes {
+  const char* name;
+  std::vector<Code> codes;  // that it can give, beside UNKNOWN
+};
+
+const std::vector<MethodCodes>& Methods() {
+  static const auto* methods = new std::vector<MethodCodes>{
+      {"Generate",
+       {Code::kOk, Code::kCancelled, Code::kInvalidArgument, Code::kDeadlineExceeded,
+        Code::kResourceExhausted, Code::kFailedPrecondition, Code::kInternal, Code::kUnavailable}},
+      {"Tokenize",
+       {Code::kOk, Code::kInvalidArgument, Code::kResourceExhausted, Code::kFailedPrecondition,
+        Code::kInternal}},
+      {"Detokenize",
+       {Code::kOk, Code::kInvalidArgument, Code::kResourceExhausted, Code::kFailedPrecondition,
+        Code::kInternal}},
+      {"GetModel", {Code::kOk}},
+      {"GetServerInfo", {Code::kOk}}};
+  return *methods;
+}
 
 void AddConstants(const ServedModel& model, metrics::Registry* registry) {
   registry
@@ -36,12 +57,13 @@ void AddConstants(const ServedModel& model, metrics::Registry* registry) {
 }  // namespace
 
 ServerMetrics::ServerMetrics(const ServedModel& model, metrics::Registry* registry) {
-  for (int method = 0; method < kNumMethods; ++method) {
-    for (int code = 0; code < kNumCodes; ++code) {
-      calls_[method][code] = registry->AddCounter(
+  for (size_t method = 0; method < kNumMethods; ++method) {
+    std::vector<Code> codes = Methods()[method].codes;
+    codes.push_back(Code::kUnknown);
+    for (const Code code : codes) {
+      calls_[method][static_cast<size_t>(code)] = registry->AddCounter(
           "weir_grpc_calls_total", "Ended gRPC calls, by method and status code.",
-          {{"method", kMethodNames[method]},
-           {"code", absl::StatusCodeToString(static_cast<absl::StatusCode>(code))}});
+          {{"method", Methods()[method].name}, {"code", absl::StatusCodeToString(code)}});
     }
   }
   open_streams =
@@ -56,9 +78,10 @@ ServerMetrics::ServerMetrics(const ServedModel& model, metrics::Registry* regist
 }
 
 void ServerMetrics::CallEnded(Method method, absl::StatusCode code) {
-  int index = static_cast<int>(code);
-  if (index < 0 || index >= kNumCodes) index = static_cast<int>(absl::StatusCode::kUnknown);
-  calls_[static_cast<size_t>(method)][static_cast<size_t>(index)]->Increment();
+  const auto& counters = calls_[static_cast<size_t>(method)];
+  size_t index = static_cast<size_t>(code);
+  if (index >= kNumCodes || counters[index] == nullptr) index = static_cast<size_t>(Code::kUnknown);
+  counters[index]->Increment();
 }
 
 }  // namespace weir::server

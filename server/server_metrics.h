@@ -34,6 +34,7 @@ class ServerMetrics {
 
  private:
   static constexpr int kNumCodes = 17;  // of gRPC
+  // Null: a code that the method cannot give; counted as UNKNOWN.
   std::array<std::array<metrics::Counter*, kNumCodes>, kNumMethods> calls_{};
 };
 

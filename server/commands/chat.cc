@@ -159,14 +159,17 @@ class Chat {
     }
     Add("assistant", answer.text);
     const double decode_s = answer.total_s - answer.first_s;
-    std::printf("\033[2m[%d tokens, %s first token after %.0f ms%s]\033[0m\n", answer.tokens,
+    const bool colours = isatty(STDOUT_FILENO) != 0;
+    std::printf("%s[%d tokens, %sfirst token after %.0f ms%s]%s\n", colours ? "\033[2m" : "",
+                answer.tokens,
                 answer.tokens > 1 && decode_s > 0
-                    ? absl::StrFormat("%.1f tokens/s,", (answer.tokens - 1) / decode_s).c_str()
+                    ? absl::StrFormat("%.1f tokens/s, ", (answer.tokens - 1) / decode_s).c_str()
                     : "",
                 answer.first_s * 1e3,
                 absl::IsCancelled(answer.status) ? ", stopped"
                 : answer.cut                     ? ", cut at max-tokens"
-                                                 : "");
+                                                 : "",
+                colours ? "\033[0m" : "");
   }
 
   Answer Generate() {
