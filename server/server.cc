@@ -28,8 +28,10 @@
 namespace weir::server {
 namespace {
 
-// How long a drained server waits for readers to take the ends of their streams.
+// How long the end waits for readers to take the last of their streams, and then for connections to close
+// (idle clients may not notice that they should).
 constexpr std::chrono::milliseconds kLastWrites{2000};
+constexpr std::chrono::milliseconds kLastConnections{100};
 
 int ToMs(int64_t us) { return static_cast<int>(std::min<int64_t>(us / 1000, 1 << 30)); }
 
@@ -151,7 +153,9 @@ Server::~Server() {
   // Whatever still runs ends now; then gRPC can wait for its calls.
   impl_->context.draining = true;
   impl_->scheduler->Drain(impl_->context.clock->NowUs());
-  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastWrites);
+  impl_->scheduler->WaitIdle();
+  impl_->context.open_streams.WaitNone(kLastWrites);
+  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastConnections);
   impl_->server->Wait();
 }
 
@@ -174,8 +178,8 @@ void Server::Drain(int64_t drain_us) {
   impl_->scheduler->WaitIdle();
   // The last events are still on their way; a reader that takes nothing is not waited for.
   impl_->context.open_streams.WaitNone(
-      std::chrono::microseconds(std::max(impl_->context.slow_reader_us, int64_t{100'000})));
-  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastWrites);
+      std::chrono::microseconds(impl_->context.slow_reader_us) + kLastConnections);
+  impl_->server->Shutdown(std::chrono::system_clock::now() + kLastConnections);
   impl_->server->Wait();
 }
 

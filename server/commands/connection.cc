@@ -13,6 +13,17 @@ namespace {
 
 constexpr std::chrono::seconds kConnectTime{5};
 
+// False as soon as one attempt has failed, or after kConnectTime.
+bool WaitForConnected(grpc::Channel& channel) {
+  const auto deadline = std::chrono::system_clock::now() + kConnectTime;
+  while (true) {
+    const grpc_connectivity_state state = channel.GetState(/*try_to_connect=*/true);
+    if (state == GRPC_CHANNEL_READY) return true;
+    if (state == GRPC_CHANNEL_TRANSIENT_FAILURE || state == GRPC_CHANNEL_SHUTDOWN) return false;
+    if (!channel.WaitForStateChange(state, deadline)) return false;
+  }
+}
+
 absl::StatusOr<Connection> ConnectTo(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
@@ -21,7 +32,7 @@ absl::StatusOr<Connection> ConnectTo(const std::string& address) {
   Connection connection;
   connection.channel =
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-  if (!connection.channel->WaitForConnected(std::chrono::system_clock::now() + kConnectTime)) {
+  if (!WaitForConnected(*connection.channel)) {
     return absl::UnavailableError(
         absl::StrCat("no server answers at ", address, "; start one with: weir serve MODEL_DIR --grpc ",
                      address));
