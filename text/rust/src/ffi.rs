@@ -1,4 +1,4 @@
-//! The C ABI of `include/weir_text.h`. The only module with `unsafe`: it turns pointers into
+//! The C ABI of `include/weir_text.h`. It turns pointers into
 //! slices and back, and panics into errors. What the functions mean is said in the header.
 
 use crate::failure::{Code, Failure, Result};

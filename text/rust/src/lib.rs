@@ -5,7 +5,7 @@
 //! * [`template`]: chat templates, rendered as Hugging Face's Python does it.
 //! * [`python`]: what a template sees of Python: values, methods, filters, JSON.
 //! * [`stack`]: room for deep recursion.
-//! * [`ffi`]: the C ABI (`include/weir_text.h`); the only module with `unsafe`.
+//! * [`ffi`]: the C ABI (`include/weir_text.h`); the only `unsafe` beside one call of strftime.
 
 mod decode;
 mod failure;
