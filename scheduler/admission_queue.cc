@@ -27,19 +27,20 @@ std::vector<WaitingView> AdmissionQueue::View(size_t limit) const {
 }
 
 std::vector<Waiting> AdmissionQueue::Admit(absl::Span<const int32_t> places) {
-  std::vector<Key> chosen;
+  std::vector<RequestId> chosen;  // by id: promoting the oldest changes its key
   auto entry = entries_.begin();
   int32_t place = 0;
   for (size_t i = 0; i < places.size(); ++entry, ++place) {
     if (place == places[i]) {
-      chosen.push_back(entry->first);
+      chosen.push_back(entry->second.request.id);
       ++i;
     } else {
       entry->second.passes += static_cast<int32_t>(places.size() - i);
     }
   }
   std::vector<Waiting> admitted;
-  for (const Key& key : chosen) {
+  for (const RequestId id : chosen) {
+    const Key key = keys_.at(id);
     const Order oldest = by_arrival_.begin()->first;
     admitted.push_back(Extract(key));
     if (std::get<2>(key) != oldest && ++overtakes_ >= kMaxOvertakes) PromoteOldest();

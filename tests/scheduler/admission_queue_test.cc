@@ -118,5 +118,15 @@ TEST(AdmissionQueueTest, APromotedOneThatDoesNotFitHoldsTheRest) {
   EXPECT_EQ(Admit(&queue, 1).size(), 1u);
 }
 
+// The admission that makes the oldest wait too long may be the one that takes it along.
+TEST(AdmissionQueueTest, TheOldestMayBeAdmittedInTheTurnThatWouldPromoteIt) {
+  AdmissionQueue queue;
+  Push(&queue, 1, -5);
+  for (RequestId id = 2; id < 2 + AdmissionQueue::kMaxOvertakes; ++id) Push(&queue, id, 5);
+  EXPECT_EQ(Admit(&queue, 1000).size(), 1u + AdmissionQueue::kMaxOvertakes);
+  EXPECT_TRUE(queue.empty());
+  queue.CheckIntegrity();
+}
+
 }  // namespace
 }  // namespace weir::scheduler
