@@ -119,7 +119,7 @@ TEST(SoakTest, SixtyFourStreamsOnSixteenSlotsLeakNothing) {
   EXPECT_GT(counts.by_code[grpc::StatusCode::OK], 20);
   EXPECT_TRUE(Generate(server.generation(), LongRequest(5)).status.ok());
   server.Signal(SIGTERM);
-  EXPECT_EQ(server.WaitExit(), 0);
+  EXPECT_EQ(server.WaitExit(), 0) << server.err();
 }
 
 }  // namespace
