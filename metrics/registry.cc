@@ -179,15 +179,16 @@ absl::StatusOr<int> Registry::Expose(const std::string& address) {
     impl_->exposer = std::move(exposer);
     return ports.front();
   } catch (const std::exception& error) {
-    return absl::UnavailableError(
-        absl::StrCat("cannot serve metrics on ", address, ": the address is in use by another "
-                     "process or is not one of this machine (", error.what(),
-                     "); choose another, or port 0 for any free one"));
+    return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address,
+                                               ": the address is in use by another "
+                                               "process or is not one of this machine (",
+                                               error.what(),
+                                               "); choose another, or port 0 for any free one"));
   }
 }
 
 std::vector<double> LatencyBuckets() {
-  return {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25,
+  return {0.001, 0.0025, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1,  0.25,
           0.5,   0.75,   1.0,   2.5,  5.0,  7.5,  10.0, 20.0, 40.0, 60.0};
 }
 

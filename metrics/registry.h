@@ -1,5 +1,5 @@
-// Prometheus metrics. Each part of the server declares a struct of its own numbers and resolves them
-// at construction: registry lookups do not happen while serving. Thread-safe.
+// Prometheus metrics. Each part of the server declares a struct of its own numbers and resolves
+// them at construction: registry lookups do not happen while serving. Thread-safe.
 #pragma once
 
 #include <map>
@@ -38,8 +38,8 @@ class Registry {
   Registry();
   ~Registry();
 
-  // Names carry the unit ("weir_time_to_first_token_seconds"); counters end in _total. The same name
-  // may be added with different labels. The pointers live as long as the registry.
+  // Names carry the unit ("weir_time_to_first_token_seconds"); counters end in _total. The same
+  // name may be added with different labels. The pointers live as long as the registry.
   Counter* AddCounter(const std::string& name, const std::string& help, const Labels& labels = {});
   Gauge* AddGauge(const std::string& name, const std::string& help, const Labels& labels = {});
   Histogram* AddHistogram(const std::string& name, const std::string& help,
@@ -50,8 +50,8 @@ class Registry {
   // Name and help of every metric family, sorted: what docs/metrics.md must list.
   std::vector<std::pair<std::string, std::string>> Families() const;
 
-  // Serves /metrics on `address` ("127.0.0.1:9464"; port 0: any) until the registry dies. Returns the
-  // port. ALREADY_EXISTS-like UNAVAILABLE with a sentence when the port is taken.
+  // Serves /metrics on `address` ("127.0.0.1:9464"; port 0: any) until the registry dies. Returns
+  // the port. ALREADY_EXISTS-like UNAVAILABLE with a sentence when the port is taken.
   absl::StatusOr<int> Expose(const std::string& address);
 
  private:

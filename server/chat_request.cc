@@ -65,7 +65,8 @@ void AddKwargs(const v1::Chat& chat, text::ChatRequest* request, Violations* vio
   if (chat.template_kwargs().empty()) return;
   constexpr char kField[] = "chat.template_kwargs";
   Json kwargs = ParseObject(chat.template_kwargs(), kField, violations);
-  for (const char* taken : {"messages", "tools", "add_generation_prompt", "continue_final_message"}) {
+  for (const char* taken :
+       {"messages", "tools", "add_generation_prompt", "continue_final_message"}) {
     if (kwargs.contains(taken)) {
       violations->Add(kField, absl::StrCat("must not set ", taken, "; it has a field of its own"));
     }
@@ -102,8 +103,9 @@ text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& 
   AddKwargs(chat, &request, violations);
 
   request.continue_final_message = chat.continue_final_message();
-  request.add_generation_prompt =
-      chat.has_add_generation_prompt() ? chat.add_generation_prompt() : !request.continue_final_message;
+  request.add_generation_prompt = chat.has_add_generation_prompt()
+                                      ? chat.add_generation_prompt()
+                                      : !request.continue_final_message;
   if (request.continue_final_message && request.add_generation_prompt) {
     violations->Add("chat.continue_final_message",
                     "contradicts add_generation_prompt: the final message cannot be both continued "
@@ -113,8 +115,9 @@ text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& 
   const std::vector<std::string> names = chat_template.names();
   if (!request.template_name.empty() &&
       std::find(names.begin(), names.end(), request.template_name) == names.end()) {
-    violations->Add("chat.template_name", absl::StrCat("the model has no template of that name; it has ",
-                                                       absl::StrJoin(names, ", ")));
+    violations->Add("chat.template_name",
+                    absl::StrCat("the model has no template of that name; it has ",
+                                 absl::StrJoin(names, ", ")));
   }
   return request;
 }

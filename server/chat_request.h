@@ -10,8 +10,8 @@ class Chat;
 
 namespace weir::server {
 
-// Everything that is wrong goes to `violations` with paths under "chat."; the result then means nothing.
-// Whether the template can render the messages shows only when it does.
+// Everything that is wrong goes to `violations` with paths under "chat."; the result then means
+// nothing. Whether the template can render the messages shows only when it does.
 text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& chat_template,
                                 Violations* violations);
 

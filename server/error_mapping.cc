@@ -43,8 +43,8 @@ google::rpc::BadRequest ToBadRequest(
 
 absl::Status MissingPrecondition(std::string_view type, std::string_view model,
                                  std::string_view description) {
-  absl::Status status = absl::FailedPreconditionError(
-      absl::string_view(description.data(), description.size()));
+  absl::Status status =
+      absl::FailedPreconditionError(absl::string_view(description.data(), description.size()));
   std::string payload(type);
   payload.push_back('\x1f');
   payload.append(model);
@@ -56,8 +56,8 @@ grpc::Status ToGrpc(const absl::Status& status) {
   if (status.ok()) return grpc::Status::OK;
   google::rpc::Status wire;
   wire.set_code(static_cast<int>(status.code()));
-  wire.set_message(ShortenedUtf8(
-      std::string_view(status.message().data(), status.message().size()), kMaxMessageBytes));
+  wire.set_message(ShortenedUtf8(std::string_view(status.message().data(), status.message().size()),
+                                 kMaxMessageBytes));
 
   const ErrorDetails details = GetErrorDetails(status);
   if (!details.field_violations.empty()) {

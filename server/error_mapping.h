@@ -11,14 +11,14 @@ class Status;
 
 namespace weir::server {
 
-// FAILED_PRECONDITION: the model lacks what the call needs. `type` is "TOKENIZER" or "CHAT_TEMPLATE";
-// `description` says what to do instead.
+// FAILED_PRECONDITION: the model lacks what the call needs. `type` is "TOKENIZER" or
+// "CHAT_TEMPLATE"; `description` says what to do instead.
 absl::Status MissingPrecondition(std::string_view type, std::string_view model,
                                  std::string_view description);
 
-// The code and the message as they are; details from core/error_details.h as BadRequest, QuotaFailure
-// and RetryInfo, from MissingPrecondition as PreconditionFailure. Long ones are shortened: the trailer
-// that carries them is limited to 8 KiB by gRPC.
+// The code and the message as they are; details from core/error_details.h as BadRequest,
+// QuotaFailure and RetryInfo, from MissingPrecondition as PreconditionFailure. Long ones are
+// shortened: the trailer that carries them is limited to 8 KiB by gRPC.
 grpc::Status ToGrpc(const absl::Status& status);
 
 }  // namespace weir::server

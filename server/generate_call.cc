@@ -33,8 +33,8 @@ using scheduler::FinishReason;
 
 constexpr int64_t kRetryMs = 1000;
 
-// States, each entered once: validating (Begin) -> encoding (text thread) -> submitted -> ended. Every
-// path ends in exactly one Finish; OnDone lets go of the last reference that is ours.
+// States, each entered once: validating (Begin) -> encoding (text thread) -> submitted -> ended.
+// Every path ends in exactly one Finish; OnDone lets go of the last reference that is ours.
 class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public ResponseStream::Host,
                            public std::enable_shared_from_this<GenerateCall> {
@@ -86,8 +86,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
  private:
   absl::Status Validate(const grpc::ByteBuffer& bytes) {
     if (context_->draining) {
-      return Unavailable("the server is shutting down and takes no new requests; try another server",
-                         kRetryMs);
+      return Unavailable(
+          "the server is shutting down and takes no new requests; try another server", kRetryMs);
     }
     RETURN_IF_ERROR(SetDeadline());
     v1::GenerateRequest message;
@@ -104,8 +104,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       if (!status.ok()) self->FinishEarly(status);
     });
     if (!taken) {
-      return Exhausted("text_queue", absl::StrCat("too many prompts wait to be tokenized (",
-                                                  context_->text_pool->waiting(), "); try again later"),
+      return Exhausted("text_queue",
+                       absl::StrCat("too many prompts wait to be tokenized (",
+                                    context_->text_pool->waiting(), "); try again later"),
                        kRetryMs);
     }
     return absl::OkStatus();
@@ -137,7 +138,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Text thread.
   absl::Status EncodeAndSubmit(int64_t waits_since_us) {
     const int64_t begin_us = context_->clock->NowUs();
-    context_->metrics->text_wait_seconds->Observe(static_cast<double>(begin_us - waits_since_us) * 1e-6);
+    context_->metrics->text_wait_seconds->Observe(static_cast<double>(begin_us - waits_since_us) *
+                                                  1e-6);
     if (cancelled_) return absl::CancelledError("the client cancelled the call");
     if (DeadlinePassed()) return TooLate();
     ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
@@ -153,9 +155,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     request.id = id_;
     request.deadline_us = deadline_us_;
     const int32_t prompt_tokens = static_cast<int32_t>(request.prompt.size());
-    stream_ = std::make_unique<ResponseStream>(request_.stream, prompt_tokens,
-                                               context_->model->tokenizer,
-                                               context_->stream_buffer_tokens, this);
+    stream_ =
+        std::make_unique<ResponseStream>(request_.stream, prompt_tokens, context_->model->tokenizer,
+                                         context_->stream_buffer_tokens, this);
     v1::GenerateEvent event;
     v1::Accepted* accepted = event.mutable_accepted();
     accepted->set_request_id(absl::StrCat("r", id_));
@@ -240,13 +242,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   void WatchSlowReader() {
     if (watching_) return;
     watching_ = true;
-    alarm_.Set(std::chrono::system_clock::now() + std::chrono::microseconds(context_->slow_reader_us),
-               [weak = weak_from_this()](bool) {
-                 const std::shared_ptr<GenerateCall> call = weak.lock();
-                 if (call == nullptr) return;
-                 std::lock_guard<std::mutex> lock(call->mutex_);
-                 if (!call->done_ && call->writing_) call->rpc_->TryCancel();
-               });
+    alarm_.Set(
+        std::chrono::system_clock::now() + std::chrono::microseconds(context_->slow_reader_us),
+        [weak = weak_from_this()](bool) {
+          const std::shared_ptr<GenerateCall> call = weak.lock();
+          if (call == nullptr) return;
+          std::lock_guard<std::mutex> lock(call->mutex_);
+          if (!call->done_ && call->writing_) call->rpc_->TryCancel();
+        });
   }
 
   ServiceContext* const context_;

@@ -7,8 +7,8 @@ namespace weir::server {
 
 struct ServiceContext;
 
-// The reactor of a new call; it owns itself and goes when gRPC is done with the call. `request` is read
-// before this returns.
+// The reactor of a new call; it owns itself and goes when gRPC is done with the call. `request` is
+// read before this returns.
 grpc::ServerWriteReactor<grpc::ByteBuffer>* StartGenerateCall(ServiceContext* context,
                                                               grpc::CallbackServerContext* rpc,
                                                               const grpc::ByteBuffer& request);

@@ -77,7 +77,8 @@ void FillLoad(const ServiceContext& context, v1::ServerLoad* to) {
   to->set_steps(stats.steps);
   to->set_open_streams(context.open_streams.count());
   to->set_since_last_step_ms(
-      stats.steps == 0 ? -1 : std::max<int64_t>(0, context.clock->NowUs() - stats.last_step_us) / 1000);
+      stats.steps == 0 ? -1
+                       : std::max<int64_t>(0, context.clock->NowUs() - stats.last_step_us) / 1000);
 }
 
 using Base = v1::ModelService::WithCallbackMethod_GetModel<

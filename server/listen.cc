@@ -48,8 +48,8 @@ absl::Status CheckCanListen(const std::string& what, const std::string& address)
   addrinfo* found = nullptr;
   const int code = getaddrinfo(host.c_str(), port.c_str(), &hints, &found);
   if (code != 0) {
-    return absl::UnavailableError(absl::StrCat("cannot serve ", what, " on ", address, ": ",
-                                               gai_strerror(code)));
+    return absl::UnavailableError(
+        absl::StrCat("cannot serve ", what, " on ", address, ": ", gai_strerror(code)));
   }
   const std::unique_ptr<addrinfo, void (*)(addrinfo*)> list(found, freeaddrinfo);
   const int error = TryBind(*list);
@@ -57,15 +57,16 @@ absl::Status CheckCanListen(const std::string& what, const std::string& address)
     case 0:
       return absl::OkStatus();
     case EADDRINUSE:
-      return absl::UnavailableError(absl::StrCat(
-          "cannot serve ", what, " on ", address,
-          ": another process listens there; stop it, choose another port, or port 0 for any free one"));
+      return absl::UnavailableError(absl::StrCat("cannot serve ", what, " on ", address,
+                                                 ": another process listens there; stop it, choose "
+                                                 "another port, or port 0 for any free one"));
     case EADDRNOTAVAIL:
       return absl::UnavailableError(absl::StrCat("cannot serve ", what, " on ", address,
                                                  ": that is no address of this machine"));
     case EACCES:
-      return absl::UnavailableError(absl::StrCat("cannot serve ", what, " on ", address,
-                                                 ": not allowed; ports below 1024 need privileges"));
+      return absl::UnavailableError(
+          absl::StrCat("cannot serve ", what, " on ", address,
+                       ": not allowed; ports below 1024 need privileges"));
     default:
       return absl::UnavailableError(
           absl::StrCat("cannot serve ", what, " on ", address, ": ", std::strerror(error)));

@@ -32,8 +32,8 @@ OptionSpec Choice(std::string name, std::string* target, std::vector<std::string
   std::string kind = absl::StrJoin(allowed, "|");
   auto set = [target, allowed = std::move(allowed)](std::string_view text) {
     if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", ToAbsl(text), "\" is none of ",
-                                                     absl::StrJoin(allowed, ", ")));
+      return absl::InvalidArgumentError(
+          absl::StrCat("\"", ToAbsl(text), "\" is none of ", absl::StrJoin(allowed, ", ")));
     }
     *target = std::string(text);
     return absl::OkStatus();
@@ -75,9 +75,9 @@ OptionSpec Bytes(std::string name, int64_t* target, int64_t least, int64_t most,
   auto set = [target, least, most](std::string_view text) -> absl::Status {
     ASSIGN_OR_RETURN(const int64_t value, ParseBytes(text));
     if (value < least || value > most) {
-      return absl::InvalidArgumentError(absl::StrCat(FormatBytes(value),
-                                                     " is out of range; allowed: ",
-                                                     FormatBytes(least), " to ", FormatBytes(most)));
+      return absl::InvalidArgumentError(
+          absl::StrCat(FormatBytes(value), " is out of range; allowed: ", FormatBytes(least),
+                       " to ", FormatBytes(most)));
     }
     *target = value;
     return absl::OkStatus();
@@ -91,8 +91,8 @@ OptionSpec Duration(std::string name, int64_t* target, int64_t least_us, std::st
   auto set = [target, least_us](std::string_view text) -> absl::Status {
     ASSIGN_OR_RETURN(const int64_t value, ParseDurationUs(text));
     if (value < least_us) {
-      return absl::InvalidArgumentError(absl::StrCat(ToAbsl(text), " is too short; at least ",
-                                                     FormatDurationUs(least_us)));
+      return absl::InvalidArgumentError(
+          absl::StrCat(ToAbsl(text), " is too short; at least ", FormatDurationUs(least_us)));
     }
     *target = value;
     return absl::OkStatus();
@@ -114,15 +114,15 @@ void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Integer("page-tokens", &o->page_tokens, 1, 4096, "Tokens in one page."));
   table->push_back(Integer("max-position", &o->max_position, 0, kMaxInt32,
                            "Longest sequence in tokens, prompt and answer; 0: the model's own."));
-  table->push_back(Integer("threads", &o->threads, 0, 1024,
-                           "Threads that compute; 0: all usable cores."));
+  table->push_back(
+      Integer("threads", &o->threads, 0, 1024, "Threads that compute; 0: all usable cores."));
 }
 
 void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Integer("step-tokens", &o->step_tokens, 1, 1 << 20,
                            "Tokens in one step, prefill and decode together."));
-  table->push_back(Integer("step-sequences", &o->step_sequences, 1, 1 << 16,
-                           "Sequences in one step."));
+  table->push_back(
+      Integer("step-sequences", &o->step_sequences, 1, 1 << 16, "Sequences in one step."));
   table->push_back(Integer("prefill-chunk", &o->prefill_chunk_tokens, 0, 1 << 20,
                            "Longest piece of one prompt in a step, in tokens; 0: step-tokens."));
   table->push_back(Duration("target-inter-token", &o->target_inter_token_us, 0,
@@ -137,22 +137,22 @@ void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
 void AddCallOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Integer("default-max-tokens", &o->default_max_tokens, 1, kMaxInt32,
                            "Tokens of an answer when the request does not say."));
-  table->push_back(Integer("max-logprobs", &o->max_logprobs, 0, 1000,
-                           "Most log probabilities per token."));
+  table->push_back(
+      Integer("max-logprobs", &o->max_logprobs, 0, 1000, "Most log probabilities per token."));
   table->push_back(Integer("max-stop-strings", &o->max_stop_strings, 0, 1024,
                            "Most stop strings of a request."));
-  table->push_back(Integer("max-logit-bias", &o->max_logit_bias, 0, 1 << 20,
-                           "Most logit biases of a request."));
+  table->push_back(
+      Integer("max-logit-bias", &o->max_logit_bias, 0, 1 << 20, "Most logit biases of a request."));
   table->push_back(Duration("max-deadline", &o->max_deadline_us, 0,
                             "Longest that a call may take; 0: as long as its own deadline."));
-  table->push_back(Bytes("max-request-bytes", &o->max_request_bytes, 1024, 1 << 30,
-                         "Largest request message."));
+  table->push_back(
+      Bytes("max-request-bytes", &o->max_request_bytes, 1024, 1 << 30, "Largest request message."));
   table->push_back(Integer("stream-buffer-tokens", &o->stream_buffer_tokens, 16, 1 << 24,
                            "Tokens that may wait for a slow reader before its call is ended."));
   table->push_back(Duration("slow-reader-time", &o->slow_reader_us, 10'000,
                             "How long an ended call waits for its reader to take the rest."));
-  table->push_back(Integer("text-threads", &o->text_threads, 1, 256,
-                           "Threads for templates and tokenizing."));
+  table->push_back(
+      Integer("text-threads", &o->text_threads, 1, 256, "Threads for templates and tokenizing."));
   table->push_back(Integer("max-waiting-texts", &o->max_waiting_texts, 1, 1 << 20,
                            "Calls that may wait for those threads; more are refused."));
 }
@@ -172,8 +172,8 @@ void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                             "Time without an answer after which it is closed."));
   table->push_back(Duration("min-ping-interval", &o->min_ping_interval_us, 0,
                             "Clients that ping more often than this are disconnected."));
-  table->push_back(Duration("drain-time", &o->drain_us, 0,
-                            "What runs may go on this long after SIGTERM."));
+  table->push_back(
+      Duration("drain-time", &o->drain_us, 0, "What runs may go on this long after SIGTERM."));
 }
 
 absl::Status CheckAddress(std::string_view name, const std::string& address) {
@@ -204,7 +204,8 @@ absl::Status CheckOptions(const ServerOptions& options) {
   if (!options.metrics.empty()) RETURN_IF_ERROR(CheckAddress("metrics", options.metrics));
   if (options.memory_bytes > 0 && options.slots > 0 && options.kv_pages > 0) {
     return absl::InvalidArgumentError(
-        "memory: slots and kv-pages already say how much memory is used; leave one of the three out");
+        "memory: slots and kv-pages already say how much memory is used; leave one of the three "
+        "out");
   }
   if (options.prefill_chunk_tokens > options.step_tokens) {
     return absl::InvalidArgumentError(
@@ -225,7 +226,8 @@ absl::StatusOr<int64_t> ParseDurationUs(std::string_view text) {
   absl::Duration duration;
   if (!absl::ParseDuration(compact, &duration)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", ToAbsl(text), "\" is no duration; write a number and a unit, such as 30s, "
+        absl::StrCat("\"", ToAbsl(text),
+                     "\" is no duration; write a number and a unit, such as 30s, "
                      "250ms or 5m"));
   }
   if (duration < absl::ZeroDuration() || duration > absl::Hours(24 * 366)) {

@@ -64,7 +64,7 @@ struct OptionSpec {
   std::string name;           // "max-queued-requests"
   std::string help;           // one sentence, with unit and meaning of 0
   std::string default_value;  // as it would be written
-  std::string kind;           // "integer", "bytes", "duration", "true or false", "text", "auto|f32|bf16"
+  std::string kind;  // "integer", "bytes", "duration", "true or false", "text", "auto|f32|bf16"
   // INVALID_ARGUMENT with what is allowed; the message does not name the setting.
   std::function<absl::Status(std::string_view text)> set;
 };
@@ -72,9 +72,9 @@ struct OptionSpec {
 // The table, bound to `options`, which must outlive it. Defaults are the values in `options` now.
 std::vector<OptionSpec> OptionTable(ServerOptions* options);
 
-// Sets what the YAML file says: a map of names to values. NOT_FOUND, or INVALID_ARGUMENT that names file,
-// line and key: no YAML, not a map, unknown or repeated keys (all of them at once), values of a wrong
-// kind or out of range.
+// Sets what the YAML file says: a map of names to values. NOT_FOUND, or INVALID_ARGUMENT that names
+// file, line and key: no YAML, not a map, unknown or repeated keys (all of them at once), values of
+// a wrong kind or out of range.
 absl::Status ApplyYamlFile(const std::string& path, const std::vector<OptionSpec>& table);
 
 // What no single setting can tell: addresses without a port, settings that contradict each other.

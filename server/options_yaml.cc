@@ -39,8 +39,9 @@ std::string UnknownKey(const std::string& key, const std::vector<OptionSpec>& ta
       nearest = &spec;
     }
   }
-  return absl::StrCat("unknown key \"", key, "\"",
-                      nearest == nullptr ? "" : absl::StrCat("; did you mean \"", nearest->name, "\"?"));
+  return absl::StrCat(
+      "unknown key \"", key, "\"",
+      nearest == nullptr ? "" : absl::StrCat("; did you mean \"", nearest->name, "\"?"));
 }
 
 // Where a node stands, for messages.
@@ -102,8 +103,8 @@ absl::Status ApplyYamlFile(const std::string& path, const std::vector<OptionSpec
     const YAML::Node root = YAML::Load(text.str());
     if (root.IsNull()) return absl::OkStatus();
     if (!root.IsMap()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(At(path, root.Mark()), ": the file must be a map, \"name: value\" per line"));
+      return absl::InvalidArgumentError(absl::StrCat(
+          At(path, root.Mark()), ": the file must be a map, \"name: value\" per line"));
     }
     return ApplyMap(path, root, table);
   } catch (const YAML::Exception& error) {

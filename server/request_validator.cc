@@ -24,28 +24,30 @@ template <typename T>
 void CheckRange(const char* field, T value, T least, T most, bool open, Violations* violations) {
   const bool in = value <= most && (open ? value > least : value >= least);
   if (in) return;
-  violations->Add(field, absl::StrCat("is ", value, "; allowed: ", open ? "above " : "", least, " to ",
-                                      most));
+  violations->Add(
+      field, absl::StrCat("is ", value, "; allowed: ", open ? "above " : "", least, " to ", most));
 }
 
 std::string IdProblem(int32_t id, int32_t vocab_size) {
-  return absl::StrCat("token id ", id, " is out of range; the model's ids are 0 to ", vocab_size - 1);
+  return absl::StrCat("token id ", id, " is out of range; the model's ids are 0 to ",
+                      vocab_size - 1);
 }
 
 bool InVocabulary(int32_t id, int32_t vocab_size) { return id >= 0 && id < vocab_size; }
 
 absl::Status NeedTokenizer(const ServedModel& model, const char* what) {
-  return MissingPrecondition(
-      "TOKENIZER", model.name,
-      absl::StrCat("the model ", model.name, " was loaded without a tokenizer (its folder has no "
-                   "tokenizer.json), so ", what, "; use token ids"));
+  return MissingPrecondition("TOKENIZER", model.name,
+                             absl::StrCat("the model ", model.name,
+                                          " was loaded without a tokenizer (its folder has no "
+                                          "tokenizer.json), so ",
+                                          what, "; use token ids"));
 }
 
 absl::Status NeedTemplate(const ServedModel& model) {
-  return MissingPrecondition(
-      "CHAT_TEMPLATE", model.name,
-      absl::StrCat("the model ", model.name, " has no chat template; send the prompt as text or as "
-                   "token ids"));
+  return MissingPrecondition("CHAT_TEMPLATE", model.name,
+                             absl::StrCat("the model ", model.name,
+                                          " has no chat template; send the prompt as text or as "
+                                          "token ids"));
 }
 
 // Sampling fields over the model's defaults.
@@ -106,14 +108,15 @@ void Stopping(const v1::StoppingOptions& in, const ServedModel& model, const Req
   if (in.min_tokens() < 0) {
     v->Add("stopping.min_tokens", absl::StrCat("is ", in.min_tokens(), "; allowed: 0 and above"));
   } else if (in.has_max_tokens() && in.max_tokens() >= 1 && in.min_tokens() > in.max_tokens()) {
-    v->Add("stopping.min_tokens", absl::StrCat("is ", in.min_tokens(), ", more than max_tokens, ",
-                                               in.max_tokens()));
+    v->Add("stopping.min_tokens",
+           absl::StrCat("is ", in.min_tokens(), ", more than max_tokens, ", in.max_tokens()));
   }
   out->stream.min_tokens = std::max(0, request.min_tokens);
 
   if (in.stop_strings_size() > limits.max_stop_strings) {
-    v->Add("stopping.stop_strings", absl::StrCat("has ", in.stop_strings_size(), " entries; at most ",
-                                                 limits.max_stop_strings, " are allowed"));
+    v->Add("stopping.stop_strings",
+           absl::StrCat("has ", in.stop_strings_size(), " entries; at most ",
+                        limits.max_stop_strings, " are allowed"));
   }
   for (int i = 0; i < in.stop_strings_size(); ++i) {
     const std::string field = absl::StrCat("stopping.stop_strings[", i, "]");
@@ -127,14 +130,16 @@ void Stopping(const v1::StoppingOptions& in, const ServedModel& model, const Req
   out->stream.include_stop = in.include_stop();
 
   if (in.stop_token_ids_size() > kMaxStopIds) {
-    v->Add("stopping.stop_token_ids", absl::StrCat("has ", in.stop_token_ids_size(),
-                                                   " entries; at most ", kMaxStopIds, " are allowed"));
+    v->Add("stopping.stop_token_ids",
+           absl::StrCat("has ", in.stop_token_ids_size(), " entries; at most ", kMaxStopIds,
+                        " are allowed"));
   }
   std::vector<int32_t> ids;
   for (int i = 0; i < std::min(in.stop_token_ids_size(), kMaxStopIds); ++i) {
     const int32_t id = in.stop_token_ids(i);
     if (!InVocabulary(id, model.limits.vocab_size)) {
-      v->Add(absl::StrCat("stopping.stop_token_ids[", i, "]"), IdProblem(id, model.limits.vocab_size));
+      v->Add(absl::StrCat("stopping.stop_token_ids[", i, "]"),
+             IdProblem(id, model.limits.vocab_size));
     }
     ids.push_back(id);
   }
@@ -167,7 +172,8 @@ void Output(const v1::OutputOptions& in, const ServedModel& model, const Request
 void Input(const v1::GenerateRequest& in, const ServedModel& model, ValidRequest* out,
            Violations* v) {
   if (in.has_add_special_tokens() && !in.has_text()) {
-    v->Add("add_special_tokens", "only goes with text: chat templates and token ids say it themselves");
+    v->Add("add_special_tokens",
+           "only goes with text: chat templates and token ids say it themselves");
   }
   out->source.add_special_tokens = in.has_add_special_tokens() ? in.add_special_tokens() : true;
   switch (in.input_case()) {
@@ -177,9 +183,8 @@ void Input(const v1::GenerateRequest& in, const ServedModel& model, ValidRequest
       break;
     case v1::GenerateRequest::kTokenIds: {
       const auto& ids = in.token_ids().ids();
-      const absl::Status in_range =
-          CheckIds("token_ids.ids", ids.data(), static_cast<size_t>(ids.size()),
-                   model.limits.vocab_size);
+      const absl::Status in_range = CheckIds(
+          "token_ids.ids", ids.data(), static_cast<size_t>(ids.size()), model.limits.vocab_size);
       if (ids.empty()) v->Add("token_ids.ids", "the prompt is empty");
       for (const auto& [field, description] : GetErrorDetails(in_range).field_violations) {
         v->Add(field, description);
@@ -229,16 +234,17 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   ValidRequest out;
   Violations violations;
   Input(request, model, &out, &violations);
-  out.request.sampling =
-      Sampling(request.sampling(), model, limits, random_seed, &violations);
+  out.request.sampling = Sampling(request.sampling(), model, limits, random_seed, &violations);
   Stopping(request.stopping(), model, limits, &out, &violations);
   Output(request.output(), model, limits, &out, &violations);
 
   out.request.num_choices = out.stream.num_choices = request.has_n() ? request.n() : 1;
   CheckRange("n", out.request.num_choices, 1, limits.max_choices, false, &violations);
   if (out.request.num_choices > 1 && out.request.sampling.temperature == 0.0f) {
-    violations.Add("n", absl::StrCat("is ", out.request.num_choices, " at temperature 0, where all "
-                                     "answers are the same; ask for one, or raise the temperature"));
+    violations.Add("n",
+                   absl::StrCat("is ", out.request.num_choices,
+                                " at temperature 0, where all "
+                                "answers are the same; ask for one, or raise the temperature"));
   }
   out.request.priority = request.priority();
   CheckRange("priority", request.priority(), -kMaxPriority, kMaxPriority, false, &violations);
@@ -260,7 +266,8 @@ absl::StatusOr<PromptSource> ValidateTokenize(const v1::TokenizeRequest& request
     case v1::TokenizeRequest::kChat:
       if (model.chat_template == nullptr) return NeedTemplate(model);
       if (request.has_add_special_tokens()) {
-        violations.Add("add_special_tokens", "only goes with text: chat templates say it themselves");
+        violations.Add("add_special_tokens",
+                       "only goes with text: chat templates say it themselves");
       }
       source.chat = ToChatRequest(request.chat(), *model.chat_template, &violations);
       break;
@@ -301,9 +308,10 @@ absl::Status SetPrompt(std::vector<int32_t> prompt, const ServedModel& model,
   const int64_t longest = model.limits.max_position;
   const int64_t length = static_cast<int64_t>(prompt.size());
   if (length >= longest) {
-    return InvalidField(field, absl::StrCat("the prompt has ", length, " tokens; with at least one token "
-                                            "of answer it must fit ", longest,
-                                            ", the longest sequence served"));
+    return InvalidField(field, absl::StrCat("the prompt has ", length,
+                                            " tokens; with at least one token "
+                                            "of answer it must fit ",
+                                            longest, ", the longest sequence served"));
   }
   scheduler::Request& out = request->request;
   if (out.max_tokens == 0) {
@@ -311,11 +319,11 @@ absl::Status SetPrompt(std::vector<int32_t> prompt, const ServedModel& model,
         std::min<int64_t>(longest - length, std::max(limits.default_max_tokens, out.min_tokens)));
   }
   if (length + out.max_tokens > longest) {
-    return InvalidField("stopping.max_tokens",
-                        absl::StrCat("is ", out.max_tokens, "; with the prompt's ", length,
-                                     " tokens that is ", length + out.max_tokens,
-                                     ", more than the longest sequence served, ", longest,
-                                     "; at most ", longest - length, " fit"));
+    return InvalidField(
+        "stopping.max_tokens",
+        absl::StrCat("is ", out.max_tokens, "; with the prompt's ", length, " tokens that is ",
+                     length + out.max_tokens, ", more than the longest sequence served, ", longest,
+                     "; at most ", longest - length, " fit"));
   }
   if (out.min_tokens > out.max_tokens) {
     return InvalidField("stopping.min_tokens",

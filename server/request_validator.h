@@ -58,8 +58,9 @@ struct ValidRequest {
   scheduler::Request request;
 };
 
-// INVALID_ARGUMENT with every field that is wrong; FAILED_PRECONDITION when the model lacks a tokenizer or
-// a template that the request needs. `random_seed` is used where the request gives none.
+// INVALID_ARGUMENT with every field that is wrong; FAILED_PRECONDITION when the model lacks a
+// tokenizer or a template that the request needs. `random_seed` is used where the request gives
+// none.
 absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request,
                                               const ServedModel& model, const RequestLimits& limits,
                                               uint64_t random_seed);

@@ -46,15 +46,19 @@ absl::Status ToStatus(FinishReason reason, int32_t max_waiting_tokens) {
       return absl::CancelledError("the client cancelled the call");
     case FinishReason::kDeadline:
       return absl::DeadlineExceededError(
-          "the call's deadline passed before the answer was complete; what there was has been sent");
+          "the call's deadline passed before the answer was complete; what there was has been "
+          "sent");
     case FinishReason::kSlowReader:
-      return Exhausted("stream_buffer",
-                       absl::StrCat("the client reads too slowly: ", max_waiting_tokens,
-                                    " tokens were waiting for it; read faster, or ask for fewer tokens"),
-                       kRetryMs);
+      return Exhausted(
+          "stream_buffer",
+          absl::StrCat("the client reads too slowly: ", max_waiting_tokens,
+                       " tokens were waiting for it; read faster, or ask for fewer tokens"),
+          kRetryMs);
     case FinishReason::kDrained:
-      return Unavailable("the server shut down before the answer was complete; what there was has "
-                         "been sent; try another server", kRetryMs);
+      return Unavailable(
+          "the server shut down before the answer was complete; what there was has "
+          "been sent; try another server",
+          kRetryMs);
     case FinishReason::kError:
       return absl::InternalError(
           "the model gave no usable logits (all NaN or forbidden), so no token could be chosen");
@@ -170,8 +174,8 @@ void ResponseStream::HandleToken(const scheduler::TokenEvent& event) {
     --waiting_tokens_;
     return;
   }
-  const bool is_stop = std::binary_search(config_.stop_ids.begin(), config_.stop_ids.end(),
-                                          event.token.token);
+  const bool is_stop =
+      std::binary_search(config_.stop_ids.begin(), config_.stop_ids.end(), event.token.token);
   std::string text = NewText(&choice, event.token.token, is_stop);
   ++choice.tokens;
   EmitDelta(event.choice, &event, std::move(text));
@@ -263,7 +267,8 @@ v1::Delta* ResponseStream::DeltaFor(int32_t choice) {
   return delta;
 }
 
-void ResponseStream::EmitDelta(int32_t choice, const scheduler::TokenEvent* event, std::string text) {
+void ResponseStream::EmitDelta(int32_t choice, const scheduler::TokenEvent* event,
+                               std::string text) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (event != nullptr) ++completion_tokens_;
   const bool carries = (event != nullptr && (config_.token_ids || config_.logprobs >= 0)) ||

@@ -2,9 +2,10 @@
 //
 //   engine thread --On*()--> incoming --Process()--> outgoing --Take()--> the call's writer
 //
-// The engine only appends. Process (on a text thread, one at a time) detokenizes, looks for stop strings
-// and makes events; deltas that the writer has not taken yet grow instead of piling up. The tokens that
-// wait on the way are bounded: past the bound OnToken returns false and the scheduler ends the request.
+// The engine only appends. Process (on a text thread, one at a time) detokenizes, looks for stop
+// strings and makes events; deltas that the writer has not taken yet grow instead of piling up. The
+// tokens that wait on the way are bounded: past the bound OnToken returns false and the scheduler
+// ends the request.
 #pragma once
 
 #include <cstdint>
@@ -54,10 +55,12 @@ class ResponseStream final : public scheduler::TokenSink {
   void OnChoiceFinished(const scheduler::ChoiceFinished& finished) override;
   void OnRequestFinished(const scheduler::RequestTimes& times) override;
 
-  // Turns all that came into events. Called once per ScheduleProcess(), never on the engine's thread.
+  // Turns all that came into events. Called once per ScheduleProcess(), never on the engine's
+  // thread.
   void Process();
 
-  // Puts an event of the call's own (accepted) in front of what comes. Before the request is submitted.
+  // Puts an event of the call's own (accepted) in front of what comes. Before the request is
+  // submitted.
   void Add(v1::GenerateEvent event);
 
   // Any thread. The next event, oldest first; false: none now.
@@ -68,7 +71,7 @@ class ResponseStream final : public scheduler::TokenSink {
   struct End {
     absl::Status status;  // OK, or why the call ends early
     scheduler::RequestTimes times;
-    bool more = false;    // events are still to be taken
+    bool more = false;  // events are still to be taken
   };
   // Set once the engine has made its last call and Process has handled it.
   std::optional<End> ended() const;

@@ -1,5 +1,5 @@
-// What the server knows of the model it serves: facts, limits, and how it reads and writes text. Filled
-// by the composition root; constant while the server runs.
+// What the server knows of the model it serves: facts, limits, and how it reads and writes text.
+// Filled by the composition root; constant while the server runs.
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct SamplingDefaults {
 };
 
 // From the folder's generation_config.json: temperature, top_k, top_p, min_p, repetition_penalty;
-// do_sample = false makes greedy the default. No file, or fields it does not have: the defaults above.
-// INVALID_ARGUMENT: no JSON, or a value out of range.
+// do_sample = false makes greedy the default. No file, or fields it does not have: the defaults
+// above. INVALID_ARGUMENT: no JSON, or a value out of range.
 absl::StatusOr<SamplingDefaults> LoadSamplingDefaults(const std::string& model_dir);
 
 struct ServedModel {

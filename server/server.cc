@@ -5,6 +5,8 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/impl/server_builder_option.h>
+#include <grpcpp/impl/server_builder_plugin.h>
 #include <grpcpp/impl/service_type.h>
 
 #include <algorithm>
@@ -28,8 +30,8 @@
 namespace weir::server {
 namespace {
 
-// How long the end waits for readers to take the last of their streams, and then for connections to close
-// (idle clients may not notice that they should).
+// How long the end waits for readers to take the last of their streams, and then for connections to
+// close (idle clients may not notice that they should).
 constexpr std::chrono::milliseconds kLastWrites{2000};
 constexpr std::chrono::milliseconds kLastConnections{100};
 
@@ -49,8 +51,17 @@ void SetChannelOptions(const ServerOptions& options, grpc::ServerBuilder* builde
   builder->AddChannelArgument(GRPC_ARG_HTTP2_WRITE_BUFFER_SIZE, 4096);
 }
 
-// What the libraries have to say goes to our log, and only when somebody debugs: clients get a status
-// for what they did, and the log is not theirs to fill.
+class WithoutReflection final : public grpc::ServerBuilderOption {
+ public:
+  void UpdateArguments(grpc::ChannelArguments*) override {}
+  void UpdatePlugins(std::vector<std::unique_ptr<grpc::ServerBuilderPlugin>>* plugins) override {
+    std::erase_if(*plugins,
+                  [](const auto& plugin) { return plugin->name() == "proto_server_reflection"; });
+  }
+};
+
+// What the libraries have to say goes to our log, and only when somebody debugs: clients get a
+// status for what they did, and the log is not theirs to fill.
 void QuietLibraries() {
   gpr_set_log_function([](gpr_log_func_args* line) { LogDebug("grpc: ", line->message); });
   google::protobuf::SetLogHandler(
@@ -109,9 +120,11 @@ absl::Status Server::Impl::Build(const ServerOptions& options) {
 
   QuietLibraries();
   grpc::EnableDefaultHealthCheckService(true);
-  if (options.reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  // Linking the library registers the plugin for every server; naming it keeps it linked.
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   SetChannelOptions(options, &builder);
+  if (!options.reflection) builder.SetOption(std::make_unique<WithoutReflection>());
   for (const auto& service : services) builder.RegisterService(service.get());
   int port = 0;
   if (!options.grpc.empty()) {
@@ -177,8 +190,8 @@ void Server::Drain(int64_t drain_us) {
   impl_->scheduler->Drain(impl_->context.clock->NowUs() + drain_us);
   impl_->scheduler->WaitIdle();
   // The last events are still on their way; a reader that takes nothing is not waited for.
-  impl_->context.open_streams.WaitNone(
-      std::chrono::microseconds(impl_->context.slow_reader_us) + kLastConnections);
+  impl_->context.open_streams.WaitNone(std::chrono::microseconds(impl_->context.slow_reader_us) +
+                                       kLastConnections);
   impl_->server->Shutdown(std::chrono::system_clock::now() + kLastConnections);
   impl_->server->Wait();
 }

@@ -1,7 +1,7 @@
 // Server: the gRPC front of one model. Owns the services, their threads and the port.
 //
-// Lifetime: the model, the scheduler, the clock and the registry outlive it. Start, then any number of
-// calls from clients, then Drain (or nothing), then destruction.
+// Lifetime: the model, the scheduler, the clock and the registry outlive it. Start, then any number
+// of calls from clients, then Drain (or nothing), then destruction.
 #pragma once
 
 #include <memory>
@@ -29,8 +29,9 @@ struct ServerOptions;
 
 class Server {
  public:
-  // `scheduler` runs (Start() was called). With an empty options.grpc only InProcessChannel leads to it.
-  // UNAVAILABLE, with a sentence: the port is taken, or the address is not one of this machine.
+  // `scheduler` runs (Start() was called). With an empty options.grpc only InProcessChannel leads
+  // to it. UNAVAILABLE, with a sentence: the port is taken, or the address is not one of this
+  // machine.
   static absl::StatusOr<std::unique_ptr<Server>> Start(const ServerOptions& options,
                                                        const ServedModel* model,
                                                        scheduler::Scheduler* scheduler,
@@ -46,8 +47,8 @@ class Server {
   // A channel to this server that uses no socket.
   std::shared_ptr<grpc::Channel> InProcessChannel();
 
-  // Health turns NOT_SERVING, new requests are refused with UNAVAILABLE; what runs or waits goes on for at
-  // most `drain_us`. Returns when every call has got its end. Call once.
+  // Health turns NOT_SERVING, new requests are refused with UNAVAILABLE; what runs or waits goes on
+  // for at most `drain_us`. Returns when every call has got its end. Call once.
   void Drain(int64_t drain_us);
 
  private:

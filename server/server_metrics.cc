@@ -50,8 +50,10 @@ void AddConstants(const ServedModel& model, metrics::Registry* registry) {
   memory("weights", static_cast<double>(model.weight_bytes));
   memory("workspace", static_cast<double>(model.workspace_bytes));
   const auto& limits = model.limits;
-  memory("state", static_cast<double>(limits.cache.slots) * static_cast<double>(limits.layout.slot_bytes));
-  memory("kv", static_cast<double>(limits.cache.pages) * static_cast<double>(limits.layout.page_bytes));
+  memory("state",
+         static_cast<double>(limits.cache.slots) * static_cast<double>(limits.layout.slot_bytes));
+  memory("kv",
+         static_cast<double>(limits.cache.pages) * static_cast<double>(limits.layout.page_bytes));
 }
 
 }  // namespace

@@ -29,7 +29,7 @@ class ServerMetrics {
   void CallEnded(Method method, absl::StatusCode code);
 
   metrics::Gauge* open_streams = nullptr;
-  metrics::Histogram* text_seconds = nullptr;     // one prompt: template and tokenizer
+  metrics::Histogram* text_seconds = nullptr;       // one prompt: template and tokenizer
   metrics::Histogram* text_wait_seconds = nullptr;  // waiting for a text thread
 
  private:

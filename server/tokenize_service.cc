@@ -47,12 +47,13 @@ class TokenizerServiceImpl final : public Base {
       const ServedModel& model = *context_->model;
       if (model.tokenizer == nullptr) {
         return MissingPrecondition("TOKENIZER", model.name,
-                                   absl::StrCat("the model ", model.name, " was loaded without a "
+                                   absl::StrCat("the model ", model.name,
+                                                " was loaded without a "
                                                 "tokenizer, so it cannot detokenize"));
       }
       const auto& ids = request->ids();
-      RETURN_IF_ERROR(CheckIds("ids", ids.data(), static_cast<size_t>(ids.size()),
-                               model.limits.vocab_size));
+      RETURN_IF_ERROR(
+          CheckIds("ids", ids.data(), static_cast<size_t>(ids.size()), model.limits.vocab_size));
       // Rows of the embedding past the tokenizer's vocabulary are padding and have no text.
       std::vector<int32_t> known;
       known.reserve(static_cast<size_t>(ids.size()));

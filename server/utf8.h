@@ -8,8 +8,8 @@
 
 namespace weir::server {
 
-// Offset of the first byte that begins no well-formed character (RFC 3629: no surrogates, no overlong
-// forms); nullopt: all of it is valid.
+// Offset of the first byte that begins no well-formed character (RFC 3629: no surrogates, no
+// overlong forms); nullopt: all of it is valid.
 std::optional<size_t> FirstInvalidUtf8(std::string_view text);
 
 // Valid UTF-8 of at most `max_bytes`, ending in "..." when something was cut; bytes that form no

@@ -77,9 +77,9 @@ bool FindInvalidStrings(const Descriptor& type, std::string_view bytes, const st
 absl::Status ExplainParseFailure(const Descriptor& type, std::string_view bytes) {
   Violations violations;
   if (!FindInvalidStrings(type, bytes, "", &violations) || violations.empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat("the request is no valid ", type.full_name(), " message; is the client built "
-                     "from this server's proto files?"));
+    return absl::InvalidArgumentError(absl::StrCat("the request is no valid ", type.full_name(),
+                                                   " message; is the client built "
+                                                   "from this server's proto files?"));
   }
   return InvalidFields(violations);
 }

@@ -1,5 +1,5 @@
-// Messages to bytes and back, at the edge: requests are parsed here, not by gRPC, so that bytes that are
-// no message get INVALID_ARGUMENT and the name of the field.
+// Messages to bytes and back, at the edge: requests are parsed here, not by gRPC, so that bytes
+// that are no message get INVALID_ARGUMENT and the name of the field.
 #pragma once
 
 #include <string_view>
@@ -16,8 +16,9 @@ class ByteBuffer;
 
 namespace weir::server {
 
-// INVALID_ARGUMENT: strings that are not UTF-8, each with its field path ("chat.messages[2].content") and
-// the offset of the first bad byte; or the bytes are no such message at all.
+// INVALID_ARGUMENT: strings that are not UTF-8, each with its field path
+// ("chat.messages[2].content") and the offset of the first bad byte; or the bytes are no such
+// message at all.
 absl::Status ParseMessage(const grpc::ByteBuffer& bytes, google::protobuf::Message* message);
 
 void SerializeMessage(const google::protobuf::Message& message, grpc::ByteBuffer* bytes);

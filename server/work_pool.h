@@ -20,7 +20,8 @@ class WorkPool {
   WorkPool(const WorkPool&) = delete;
   WorkPool& operator=(const WorkPool&) = delete;
 
-  // Any thread. Tasks start in order; they must not throw. False: too many wait, `task` is not taken.
+  // Any thread. Tasks start in order; they must not throw. False: too many wait, `task` is not
+  // taken.
   bool TryAdd(std::function<void()> task);
   // The same without a limit, for callers that bound themselves (one task per stream).
   void Add(std::function<void()> task);

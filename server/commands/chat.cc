@@ -30,7 +30,8 @@ constexpr char kHelp[] =
     "  /quit          end (also Ctrl-D)\n"
     "  Ctrl-C stops an answer; what was said of it stays. A line that ends in \\ goes on.\n";
 
-// Ctrl-C cancels the call in flight, if any. A thread takes the signal, so nothing runs in a handler.
+// Ctrl-C cancels the call in flight, if any. A thread takes the signal, so nothing runs in a
+// handler.
 class Interrupt {
  public:
   // Blocks SIGINT for this thread and all that it starts.
@@ -71,8 +72,8 @@ struct Answer {
   absl::Status status;
   std::string text;
   int32_t tokens = 0;
-  bool cut = false;        // max_tokens
-  double first_s = 0;      // until the first text
+  bool cut = false;    // max_tokens
+  double first_s = 0;  // until the first text
   double total_s = 0;
 };
 

@@ -42,13 +42,15 @@ absl::Status GetString(const Json& value, const std::string& where, std::string*
 absl::Status FillToolCall(const Json& json, const std::string& where, v1::ToolCall* call) {
   if (!json.is_object()) return Bad(where, "must be an object");
   const Json& function = json.contains("function") ? json["function"] : json;
-  if (!function.is_object() || !function.contains("name")) return Bad(where, "has no function name");
+  if (!function.is_object() || !function.contains("name"))
+    return Bad(where, "has no function name");
   RETURN_IF_ERROR(GetString(function["name"], where + ".name", call->mutable_name()));
   if (function.contains("arguments")) {
     const Json& arguments = function["arguments"];
     call->set_arguments(arguments.is_string() ? arguments.get<std::string>() : arguments.dump());
   }
-  if (json.contains("id")) RETURN_IF_ERROR(GetString(json["id"], where + ".id", call->mutable_id()));
+  if (json.contains("id"))
+    RETURN_IF_ERROR(GetString(json["id"], where + ".id", call->mutable_id()));
   return absl::OkStatus();
 }
 
@@ -73,8 +75,9 @@ absl::Status FillMessage(const Json& json, const std::string& where, v1::ChatMes
         RETURN_IF_ERROR(FillToolCall(call, at, message->add_tool_calls()));
       }
     } else {
-      return Bad(at, "is no key of a message; known: role, content, reasoning, tool_calls, "
-                     "tool_call_id, name");
+      return Bad(at,
+                 "is no key of a message; known: role, content, reasoning, tool_calls, "
+                 "tool_call_id, name");
     }
   }
   return absl::OkStatus();
@@ -83,7 +86,8 @@ absl::Status FillMessage(const Json& json, const std::string& where, v1::ChatMes
 absl::Status FillMessages(const Json& messages, v1::Chat* chat) {
   if (!messages.is_array()) return Bad("messages", "must be an array");
   for (size_t i = 0; i < messages.size(); ++i) {
-    RETURN_IF_ERROR(FillMessage(messages[i], absl::StrCat("messages[", i, "]"), chat->add_messages()));
+    RETURN_IF_ERROR(
+        FillMessage(messages[i], absl::StrCat("messages[", i, "]"), chat->add_messages()));
   }
   return absl::OkStatus();
 }
@@ -111,8 +115,9 @@ absl::Status FillChat(const std::string& json_or_path, v1::Chat* chat) {
     } else if (key == "template_name") {
       RETURN_IF_ERROR(GetString(value, key, chat->mutable_template_name()));
     } else {
-      return Bad(key, "is unknown or of the wrong kind; known: messages, tools, template_kwargs, "
-                      "add_generation_prompt, continue_final_message, template_name");
+      return Bad(key,
+                 "is unknown or of the wrong kind; known: messages, tools, template_kwargs, "
+                 "add_generation_prompt, continue_final_message, template_name");
     }
   }
   return absl::OkStatus();

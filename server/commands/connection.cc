@@ -33,9 +33,9 @@ absl::StatusOr<Connection> ConnectTo(const std::string& address) {
   connection.channel =
       grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
   if (!WaitForConnected(*connection.channel)) {
-    return absl::UnavailableError(
-        absl::StrCat("no server answers at ", address, "; start one with: weir serve MODEL_DIR --grpc ",
-                     address));
+    return absl::UnavailableError(absl::StrCat("no server answers at ", address,
+                                               "; start one with: weir serve MODEL_DIR --grpc ",
+                                               address));
   }
   return connection;
 }
@@ -65,9 +65,9 @@ Connection::~Connection() {
 
 absl::StatusOr<Connection> Connect(const ConnectionFlags& flags) {
   if (flags.server.empty() == flags.model_dir.empty()) {
-    return absl::InvalidArgumentError(flags.server.empty()
-                                          ? "name a model folder, or a server with --server HOST:PORT"
-                                          : "name a model folder or a server, not both");
+    return absl::InvalidArgumentError(
+        flags.server.empty() ? "name a model folder, or a server with --server HOST:PORT"
+                             : "name a model folder or a server, not both");
   }
   return flags.server.empty() ? StartInside(flags) : ConnectTo(flags.server);
 }

@@ -38,8 +38,8 @@ struct ConnectionFlags {
 // UNAVAILABLE: nobody answers there. INVALID_ARGUMENT: both or neither are named. Loading errors.
 absl::StatusOr<Connection> Connect(const ConnectionFlags& flags);
 
-// Runs one Generate call and hands every event over; returns its status. `rpc` may be cancelled from
-// another thread.
+// Runs one Generate call and hands every event over; returns its status. `rpc` may be cancelled
+// from another thread.
 absl::Status StreamGenerate(const Connection& connection, const v1::GenerateRequest& request,
                             grpc::ClientContext* rpc,
                             const std::function<void(const v1::GenerateEvent&)>& on_event);

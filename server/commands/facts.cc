@@ -39,18 +39,18 @@ void PrintMemory(const model::ModelInfo& info, const ServedModel& served) {
   const auto& limits = served.limits;
   Row("weights", absl::StrCat(FormatBytes(info.weight_bytes), " as ", served.compute_dtype));
   Row("workspace", FormatBytes(info.workspace_bytes));
-  Row("state", absl::StrCat(FormatBytes(limits.layout.slot_bytes), " per sequence, ",
-                            limits.cache.slots, " slots = ",
-                            FormatBytes(limits.layout.slot_bytes * limits.cache.slots)));
+  Row("state",
+      absl::StrCat(FormatBytes(limits.layout.slot_bytes), " per sequence, ", limits.cache.slots,
+                   " slots = ", FormatBytes(limits.layout.slot_bytes * limits.cache.slots)));
   if (limits.layout.page_bytes == 0) {
     Row("KV", "none: the model has no full attention");
   } else {
-    Row("KV", absl::StrCat(FormatBytes(limits.layout.KvBytesPerToken()), " per token, ",
-                           limits.cache.pages, " pages of ", limits.layout.page_tokens, " tokens = ",
-                           FormatBytes(limits.layout.page_bytes * limits.cache.pages)));
+    Row("KV",
+        absl::StrCat(FormatBytes(limits.layout.KvBytesPerToken()), " per token, ",
+                     limits.cache.pages, " pages of ", limits.layout.page_tokens,
+                     " tokens = ", FormatBytes(limits.layout.page_bytes * limits.cache.pages)));
   }
-  Row("fits at once",
-      FormatCapacity(CapacityOf(limits.layout, limits.cache, limits.max_position)));
+  Row("fits at once", FormatCapacity(CapacityOf(limits.layout, limits.cache, limits.max_position)));
 }
 
 void PrintLimits(const ServerOptions& options, const ServedModel& served) {
@@ -69,8 +69,8 @@ void PrintLimits(const ServerOptions& options, const ServedModel& served) {
                               " logit biases, ", options.max_logprobs, " logprobs"));
   Row("stream", absl::StrCat(options.stream_buffer_tokens, " tokens wait for a slow reader, ended ",
                              "after ", FormatDurationUs(options.slow_reader_us)));
-  Row("deadline", absl::StrCat("longest call: ", OrNone(options.max_deadline_us), "; drain: ",
-                               FormatDurationUs(options.drain_us)));
+  Row("deadline", absl::StrCat("longest call: ", OrNone(options.max_deadline_us),
+                               "; drain: ", FormatDurationUs(options.drain_us)));
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
-// What `weir serve` prints once the model is loaded: everything that somebody who runs it would ask.
+// What `weir serve` prints once the model is loaded: everything that somebody who runs it would
+// ask.
 #pragma once
 
 #include <string>
@@ -13,8 +14,8 @@ namespace weir::server {
 void PrintServerFacts(const ServerOptions& options, const model::ModelInfo& info,
                       const ServedModel& served);
 
-// Two lines on stdout: where it listens, and a command to try that works as it is printed. `program` is
-// how this binary was called.
+// Two lines on stdout: where it listens, and a command to try that works as it is printed.
+// `program` is how this binary was called.
 void PrintListening(const std::string& program, const ServedModel& served,
                     const std::string& grpc_address, const std::string& metrics_address);
 

@@ -62,7 +62,8 @@ const char* ReasonName(v1::FinishReason reason) {
   }
 }
 
-// Appends the entries of `from` to the JSON array: {"token", "logprob", "top": [[id, logprob], ...]}.
+// Appends the entries of `from` to the JSON array: {"token", "logprob", "top": [[id, logprob],
+// ...]}.
 void AppendLogprobs(const v1::Logprobs& from, Json* to) {
   for (int i = 0; i < from.token_ids_size(); ++i) {
     Json entry = {{"token", from.token_ids(i)}, {"logprob", from.logprobs(i)}};
@@ -183,7 +184,8 @@ absl::Status Run(Arguments* arguments) {
       });
   RETURN_IF_ERROR(status);
   if (arguments->json) {
-    std::printf("%s\n", collector.Result().dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
+    std::printf("%s\n",
+                collector.Result().dump(-1, ' ', false, Json::error_handler_t::replace).c_str());
   }
   return absl::OkStatus();
 }
@@ -208,7 +210,8 @@ void AddGenerateCommand(CLI::App& app, int* exit_code) {
   generate->add_flag("--json", arguments->json, "Print one JSON object instead of streaming");
   generate->add_option("--timeout", arguments->timeout, "Deadline of the call, such as 30s");
   generate->add_option("--dtype", arguments->connection.dtype, "With a folder: auto, f32 or bf16");
-  generate->add_option("--threads", arguments->connection.threads, "With a folder: threads; 0: all");
+  generate->add_option("--threads", arguments->connection.threads,
+                       "With a folder: threads; 0: all");
   AddGenerateFlags(generate, &arguments->flags);
   generate->callback([arguments, prompt, tokens, chat, exit_code] {
     arguments->has_prompt = prompt->count() > 0;

@@ -17,7 +17,8 @@ void AddGenerateFlags(CLI::App* command, GenerateFlags* flags) {
   add("--top-k", &flags->top_k, "Only the k likeliest tokens; 0: off");
   add("--top-p", &flags->top_p, "The smallest set of tokens of that probability; 1: off");
   add("--min-p", &flags->min_p, "Not below this share of the likeliest token; 0: off");
-  add("--repetition-penalty", &flags->repetition_penalty, "Against tokens of prompt and answer; 1: off");
+  add("--repetition-penalty", &flags->repetition_penalty,
+      "Against tokens of prompt and answer; 1: off");
   add("--presence-penalty", &flags->presence_penalty, "Against tokens of the answer; 0: off");
   add("--frequency-penalty", &flags->frequency_penalty, "The same by their count; 0: off");
   add("--seed", &flags->seed, "The same seed gives the same answer");
@@ -26,7 +27,8 @@ void AddGenerateFlags(CLI::App* command, GenerateFlags* flags) {
   add("--stop", &flags->stop_strings, "Text that ends the answer; may be repeated")
       ->expected(1)
       ->take_all();
-  add("--stop-token", &flags->stop_token_ids, "Token ids that end the answer: 1,2,3")->delimiter(',');
+  add("--stop-token", &flags->stop_token_ids, "Token ids that end the answer: 1,2,3")
+      ->delimiter(',');
   add("--logit-bias", &flags->logit_bias, "ID=VALUE, added to a token's logit; may be repeated")
       ->expected(1)
       ->take_all();
@@ -56,7 +58,8 @@ absl::Status FillRequest(const GenerateFlags& flags, v1::GenerateRequest* reques
     const std::vector<std::string> parts = absl::StrSplit(entry, '=');
     int32_t id = 0;
     float bias = 0;
-    if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &id) || !absl::SimpleAtof(parts[1], &bias)) {
+    if (parts.size() != 2 || !absl::SimpleAtoi(parts[0], &id) ||
+        !absl::SimpleAtof(parts[1], &bias)) {
       return absl::InvalidArgumentError(
           absl::StrCat("--logit-bias: \"", entry, "\" is not ID=VALUE, such as 17=-2.5"));
     }

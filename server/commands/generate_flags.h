@@ -34,9 +34,10 @@ void AddGenerateFlags(CLI::App* command, GenerateFlags* flags);
 // Sets what was given; the rest stays absent, so that the server's defaults hold.
 absl::Status FillRequest(const GenerateFlags& flags, v1::GenerateRequest* request);
 
-// JSON as OpenAI's API has it -> weir.v1.Chat: an array of messages, or an object with "messages" and
-// optionally "tools", "template_kwargs" (object), "add_generation_prompt", "continue_final_message",
-// "template_name". Unknown keys are refused. "@PATH" reads a file, "-" reads stdin.
+// JSON as OpenAI's API has it -> weir.v1.Chat: an array of messages, or an object with "messages"
+// and optionally "tools", "template_kwargs" (object), "add_generation_prompt",
+// "continue_final_message", "template_name". Unknown keys are refused. "@PATH" reads a file, "-"
+// reads stdin.
 absl::Status FillChat(const std::string& json_or_path, v1::Chat* chat);
 
 // "1,2,3" -> ids.

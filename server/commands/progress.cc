@@ -39,8 +39,8 @@ struct Progress::State {
     if (now - shown_at < (terminal ? 0.1 : 5.0)) return;
     shown_at = now;
     std::fprintf(stderr, "%sloading %s: %s of %s, %d tensors, %.1f s%s", terminal ? "\r" : "",
-                 model.c_str(), FormatBytes(bytes_done).c_str(), FormatBytes(total).c_str(), tensors,
-                 now, terminal ? "\033[K" : "\n");
+                 model.c_str(), FormatBytes(bytes_done).c_str(), FormatBytes(total).c_str(),
+                 tensors, now, terminal ? "\033[K" : "\n");
     std::fflush(stderr);
   }
 };

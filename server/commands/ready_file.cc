@@ -17,8 +17,8 @@ absl::Status ReadyFile::CheckWritable(const std::string& path) {
   const size_t slash = path.rfind('/');
   const std::string folder = slash == std::string::npos ? "." : path.substr(0, slash + 1);
   if (access(folder.c_str(), W_OK) == 0) return absl::OkStatus();
-  const std::string sentence =
-      absl::StrCat("cannot write the ready file ", path, ": folder ", folder, ": ", std::strerror(errno));
+  const std::string sentence = absl::StrCat("cannot write the ready file ", path, ": folder ",
+                                            folder, ": ", std::strerror(errno));
   return errno == ENOENT ? absl::NotFoundError(sentence) : absl::PermissionDeniedError(sentence);
 }
 

@@ -9,12 +9,12 @@ namespace weir::server {
 
 class ReadyFile {
  public:
-  // NOT_FOUND or PERMISSION_DENIED: the file's folder is not there or cannot be written. An empty path is
-  // no file.
+  // NOT_FOUND or PERMISSION_DENIED: the file's folder is not there or cannot be written. An empty
+  // path is no file.
   static absl::Status CheckWritable(const std::string& path);
 
-  // Writes {"grpc": ADDRESS, "metrics": ADDRESS or null, "pid": N} at once and whole. Nothing without
-  // a path.
+  // Writes {"grpc": ADDRESS, "metrics": ADDRESS or null, "pid": N} at once and whole. Nothing
+  // without a path.
   static absl::Status Write(const std::string& path, const std::string& grpc_address,
                             const std::string& metrics_address);
   // The server is not ready any more.

@@ -27,7 +27,7 @@ struct ServeArguments {
   ServerOptions options;
   std::vector<OptionSpec> table;  // bound to `options`
   std::string config;
-  std::string model;  // the positional argument
+  std::string model;                                             // the positional argument
   std::vector<std::pair<const OptionSpec*, std::string>> given;  // flags, in order
 };
 
@@ -52,7 +52,8 @@ absl::Status Resolve(ServeArguments* arguments) {
 }
 
 // SIGTERM and SIGINT, taken by a thread of their own. While loading the first one ends the process:
-// there is nothing to drain. After Ready() the first one asks for an orderly end, the second ends it.
+// there is nothing to drain. After Ready() the first one asks for an orderly end, the second ends
+// it.
 class StopSignals {
  public:
   // Blocks both signals for this thread and all that it starts.
@@ -139,8 +140,9 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
   arguments->table = OptionTable(&arguments->options);
   CLI::App* serve = app.add_subcommand("serve", "Serve a model over gRPC");
   serve->add_option("MODEL_DIR", arguments->model, "Model folder");
-  serve->add_option("--config", arguments->config,
-                    "YAML file with the same settings, \"name: value\" per line; flags come after it");
+  serve->add_option(
+      "--config", arguments->config,
+      "YAML file with the same settings, \"name: value\" per line; flags come after it");
   for (const OptionSpec& spec : arguments->table) {
     if (spec.name == "model") continue;
     serve

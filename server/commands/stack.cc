@@ -112,16 +112,16 @@ absl::StatusOr<std::unique_ptr<Stack>> Stack::Start(
       ToServedModel(stack->model_->info(), executor->limits(), sampling, std::move(parts));
   if (stack->served_.tokenizer != nullptr &&
       stack->served_.tokenizer->vocab_size() > executor->limits().vocab_size) {
-    LogWarning("the tokenizer knows ", stack->served_.tokenizer->vocab_size(), " tokens, the model ",
-               executor->limits().vocab_size, ": prompts with the others are refused");
+    LogWarning("the tokenizer knows ", stack->served_.tokenizer->vocab_size(),
+               " tokens, the model ", executor->limits().vocab_size,
+               ": prompts with the others are refused");
   }
   stack->scheduler_ = std::make_unique<scheduler::Scheduler>(ToSchedulerOptions(options), executor,
                                                              &stack->clock_, &stack->registry_);
   stack->scheduler_->Start();
   stack->load_seconds_ = static_cast<double>(stack->clock_.NowUs() - begin_us) * 1e-6;
-  ASSIGN_OR_RETURN(stack->server_,
-                   Server::Start(options, &stack->served_, stack->scheduler_.get(), &stack->clock_,
-                                 &stack->registry_));
+  ASSIGN_OR_RETURN(stack->server_, Server::Start(options, &stack->served_, stack->scheduler_.get(),
+                                                 &stack->clock_, &stack->registry_));
   return stack;
 }
 

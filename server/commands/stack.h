@@ -1,5 +1,5 @@
-// The whole server in one object: model, text, scheduler, metrics, gRPC. `weir serve` listens with it;
-// generate and chat use it inside their own process, so there is one path to the model.
+// The whole server in one object: model, text, scheduler, metrics, gRPC. `weir serve` listens with
+// it; generate and chat use it inside their own process, so there is one path to the model.
 #pragma once
 
 #include <cstdint>
@@ -20,8 +20,8 @@ namespace weir::server {
 
 class Stack {
  public:
-  // Loads options.model and starts everything; with an empty options.grpc without a port. `progress` (may
-  // be empty) is called while weights load, from any thread.
+  // Loads options.model and starts everything; with an empty options.grpc without a port.
+  // `progress` (may be empty) is called while weights load, from any thread.
   static absl::StatusOr<std::unique_ptr<Stack>> Start(
       const ServerOptions& options,
       std::function<void(int64_t bytes_done, int64_t bytes_total, int tensors_done)> progress);

@@ -1,7 +1,5 @@
-// What clients can get wrong, against the real server: each with the right code and a sentence, and the
-// server goes on serving.
-#include <grpcpp/generic/generic_stub.h>
-
+// What clients can get wrong, against the real server: each with the right code and a sentence, and
+// the server goes on serving.
 #include <cmath>
 #include <functional>
 
@@ -36,8 +34,10 @@ std::vector<BadCase> BadCases() {
        [](Request* r) {
          for (int i = 0; i < 9000; ++i) r->mutable_token_ids()->add_ids(5);
        }},
-      {invalid, "stopping.max_tokens: is 9000", [](Request* r) { r->mutable_stopping()->set_max_tokens(9000); }},
-      {invalid, "sampling.temperature: is nan", [](Request* r) { r->mutable_sampling()->set_temperature(NAN); }},
+      {invalid, "stopping.max_tokens: is 9000",
+       [](Request* r) { r->mutable_stopping()->set_max_tokens(9000); }},
+      {invalid, "sampling.temperature: is nan",
+       [](Request* r) { r->mutable_sampling()->set_temperature(NAN); }},
       {invalid, "sampling.top_k", [](Request* r) { r->mutable_sampling()->set_top_k(-1); }},
       {invalid, "sampling.top_p", [](Request* r) { r->mutable_sampling()->set_top_p(0); }},
       {invalid, "sampling.min_p", [](Request* r) { r->mutable_sampling()->set_min_p(1.5f); }},
@@ -49,7 +49,8 @@ std::vector<BadCase> BadCases() {
        [](Request* r) { r->mutable_sampling()->set_frequency_penalty(-1000); }},
       {invalid, "sampling.logit_bias[9999]",
        [](Request* r) { (*r->mutable_sampling()->mutable_logit_bias())[9999] = 0; }},
-      {invalid, "stopping.max_tokens: is 0", [](Request* r) { r->mutable_stopping()->set_max_tokens(0); }},
+      {invalid, "stopping.max_tokens: is 0",
+       [](Request* r) { r->mutable_stopping()->set_max_tokens(0); }},
       {invalid, "more than max_tokens",
        [](Request* r) {
          r->mutable_stopping()->set_max_tokens(3);
@@ -60,7 +61,8 @@ std::vector<BadCase> BadCases() {
       {invalid, "stop_token_ids[0]",
        [](Request* r) { r->mutable_stopping()->add_stop_token_ids(10000); }},
       {invalid, "output.logprobs", [](Request* r) { r->mutable_output()->set_logprobs(1000); }},
-      {invalid, "output.prompt_logprobs", [](Request* r) { r->mutable_output()->set_prompt_logprobs(-2); }},
+      {invalid, "output.prompt_logprobs",
+       [](Request* r) { r->mutable_output()->set_prompt_logprobs(-2); }},
       {invalid, "both off",
        [](Request* r) {
          r->mutable_output()->set_text(false);
@@ -108,28 +110,19 @@ TEST(BadInputTest, AnswersThatCanNeverFitTheMemoryAreRefusedWithNumbers) {
   EXPECT_TRUE(Generate(server.generation(), LongRequest(100)).status.ok());
 }
 
-// Bytes that no generated stub would send.
-grpc::Status SendRaw(const ServerProcess& server, const std::string& method, const std::string& bytes) {
-  grpc::ClientContext rpc;
-  const grpc::Slice slice(bytes);
-  const grpc::ByteBuffer buffer(&slice, 1);
-  grpc::CompletionQueue queue;
-  grpc::GenericStub stub(server.channel());
-  const auto call = stub.PrepareUnaryCall(&rpc, method, buffer, &queue);
-  call->StartCall();
-  grpc::ByteBuffer answer;
-  grpc::Status status;
-  call->Finish(&answer, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  EXPECT_TRUE(queue.Next(&tag, &ok));
-  return status;
+grpc::Status SendRaw(const ServerProcess& server, const std::string& method,
+                     const std::string& bytes) {
+  std::string answer;
+  return CallRaw(server.channel(), method, bytes, &answer);
 }
 
 TEST(BadInputTest, BytesThatAreNoMessage) {
   ServerProcess server({"--slots", "2", "--max-request-bytes", "10000B"});
   const char* generate = "/weir.v1.GenerationService/Generate";
-  grpc::Status status = SendRaw(server, generate, std::string("\x0a\x03" "ab\xff", 5));
+  grpc::Status status = SendRaw(server, generate,
+                                std::string("\x0a\x03"
+                                            "ab\xff",
+                                            5));
   EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
   EXPECT_THAT(status.error_message(), HasSubstr("text: is not valid UTF-8: byte 2"));
   status = SendRaw(server, "/weir.v1.TokenizerService/Tokenize", "\x0a\x02\xc3\x28");

@@ -1,4 +1,5 @@
-// The commands that people type: generate and chat, with a server and with a folder; the example client.
+// The commands that people type: generate and chat, with a server and with a folder; the example
+// client.
 #include <pty.h>
 #include <signal.h>
 #include <sys/wait.h>
@@ -26,8 +27,8 @@ Ran Weir(std::vector<std::string> arguments, const std::string& input = "") {
 
 TEST(GenerateTest, AFolderAndAServerGiveTheSameTokens) {
   ServerProcess server({"--slots", "4"});
-  const std::vector<std::string> what = {"--prompt", "Once upon a time", "--seed", "3",
-                                         "--max-tokens", "15", "--json"};
+  const std::vector<std::string> what = {
+      "--prompt", "Once upon a time", "--seed", "3", "--max-tokens", "15", "--json"};
   std::vector<std::string> inside = {"generate", TinyModel()};
   std::vector<std::string> outside = {"generate", "--server", server.grpc_address()};
   inside.insert(inside.end(), what.begin(), what.end());
@@ -49,13 +50,52 @@ TEST(GenerateTest, AFolderAndAServerGiveTheSameTokens) {
 }
 
 TEST(GenerateTest, EveryFlagArrives) {
-  const Ran ran =
-      Weir({"generate", TinyModel(), "--tokens", "30,40,50", "--temperature", "0.7", "--top-k", "50",
-            "--top-p", "0.9", "--min-p", "0.01", "--repetition-penalty", "1.1", "--presence-penalty",
-            "0.1", "--frequency-penalty", "0.1", "--seed", "5", "--max-tokens", "6", "--min-tokens",
-            "6", "--stop", "xyzzy", "--stop", "plugh", "--stop-token", "7,8", "--logit-bias",
-            "100=-100", "--logprobs", "2", "--prompt-logprobs", "0", "-n", "2", "--priority", "1",
-            "--include-stop", "--ignore-eos", "--show-special-tokens", "--timeout", "30s", "--json"});
+  const Ran ran = Weir({"generate",
+                        TinyModel(),
+                        "--tokens",
+                        "30,40,50",
+                        "--temperature",
+                        "0.7",
+                        "--top-k",
+                        "50",
+                        "--top-p",
+                        "0.9",
+                        "--min-p",
+                        "0.01",
+                        "--repetition-penalty",
+                        "1.1",
+                        "--presence-penalty",
+                        "0.1",
+                        "--frequency-penalty",
+                        "0.1",
+                        "--seed",
+                        "5",
+                        "--max-tokens",
+                        "6",
+                        "--min-tokens",
+                        "6",
+                        "--stop",
+                        "xyzzy",
+                        "--stop",
+                        "plugh",
+                        "--stop-token",
+                        "7,8",
+                        "--logit-bias",
+                        "100=-100",
+                        "--logprobs",
+                        "2",
+                        "--prompt-logprobs",
+                        "0",
+                        "-n",
+                        "2",
+                        "--priority",
+                        "1",
+                        "--include-stop",
+                        "--ignore-eos",
+                        "--show-special-tokens",
+                        "--timeout",
+                        "30s",
+                        "--json"});
   ASSERT_EQ(ran.exit_code, 0) << ran.err;
   const Json answer = Json::parse(ran.out);
   ASSERT_EQ(answer["choices"].size(), 2u);
@@ -95,7 +135,8 @@ TEST(GenerateTest, MistakesAreSentences) {
   EXPECT_THAT(error({TinyModel()}), HasSubstr("give one of --prompt"));
   EXPECT_THAT(error({TinyModel(), "--prompt", "x", "--tokens", "1"}), HasSubstr("give one of"));
   EXPECT_THAT(error({TinyModel(), "--tokens", "1,two"}), HasSubstr("\"two\" is no token id"));
-  EXPECT_THAT(error({TinyModel(), "--prompt", "x", "--logit-bias", "5"}), HasSubstr("not ID=VALUE"));
+  EXPECT_THAT(error({TinyModel(), "--prompt", "x", "--logit-bias", "5"}),
+              HasSubstr("not ID=VALUE"));
   EXPECT_THAT(error({TinyModel(), "--prompt", "x", "--top-p", "7"}),
               HasSubstr("INVALID_ARGUMENT: sampling.top_p: is 7"));
   EXPECT_THAT(error({TinyModel(), "--chat", "{"}), HasSubstr("no valid JSON"));
@@ -106,8 +147,9 @@ TEST(GenerateTest, MistakesAreSentences) {
 }
 
 TEST(ChatTest, KeepsAHistoryAndKnowsItsCommands) {
-  const Ran ran = Weir({"chat", TinyModel(), "--temperature", "0", "--max-tokens", "60"},
-                       "What is 12 plus 30?\n/system You are brief.\n/reset\n/nope\n/help\n\n/quit\nx");
+  const Ran ran =
+      Weir({"chat", TinyModel(), "--temperature", "0", "--max-tokens", "60"},
+           "What is 12 plus 30?\n/system You are brief.\n/reset\n/nope\n/help\n\n/quit\nx");
   EXPECT_EQ(ran.exit_code, 0) << ran.err;
   EXPECT_THAT(ran.out, HasSubstr("42"));
   EXPECT_THAT(ran.out, HasSubstr("tokens/s, first token after"));
@@ -124,7 +166,8 @@ class Terminal {
     pid_ = forkpty(&fd_, nullptr, nullptr, nullptr);
     if (pid_ != 0) return;
     std::vector<char*> argv;
-    for (const std::string& argument : arguments) argv.push_back(const_cast<char*>(argument.c_str()));
+    for (const std::string& argument : arguments)
+      argv.push_back(const_cast<char*>(argument.c_str()));
     argv.push_back(nullptr);
     execv(argv[0], argv.data());
     _exit(127);
@@ -194,7 +237,8 @@ TEST(ExampleTest, ThePythonClientStreams) {
   ServerProcess server({"--slots", "4"});
   const std::string client = WEIR_SOURCE_DIR "/examples/client.py";
   const std::vector<std::string> environment = {"PYTHONPATH=" + stubs};
-  const Ran ran = RunProgram({python, client, server.grpc_address(), "What is 23 plus 45?"}, "", environment);
+  const Ran ran =
+      RunProgram({python, client, server.grpc_address(), "What is 23 plus 45?"}, "", environment);
   EXPECT_EQ(ran.exit_code, 0) << ran.err;
   EXPECT_THAT(ran.out, HasSubstr(" tokens]"));
   EXPECT_GT(ran.out.size(), 20u);

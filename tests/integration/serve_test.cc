@@ -13,9 +13,9 @@
 namespace weir::testing {
 namespace {
 
+using std::chrono::milliseconds;
 using ::testing::HasSubstr;
 using ::testing::Not;
-using std::chrono::milliseconds;
 
 TEST(ServeTest, SaysWhatItIsServesAndEndsWell) {
   ServerProcess server({"--slots", "16"});
@@ -108,7 +108,8 @@ TEST(ServeTest, OverloadIsRefusedAndWhatWasTakenIsAnswered) {
 }
 
 TEST(ServeTest, ASlowReaderHurtsNobodyElse) {
-  ServerProcess server({"--slots", "4", "--stream-buffer-tokens", "64", "--slow-reader-time", "200ms"});
+  ServerProcess server(
+      {"--slots", "4", "--stream-buffer-tokens", "64", "--slow-reader-time", "200ms"});
   v1::GenerateRequest big = LongRequest(8000);
   big.mutable_output()->set_logprobs(20);
   grpc::ClientContext rpc;
@@ -120,7 +121,8 @@ TEST(ServeTest, ASlowReaderHurtsNobodyElse) {
   const auto stub = v1::GenerationService::NewStub(grpc::CreateCustomChannel(
       server.grpc_address(), grpc::InsecureChannelCredentials(), arguments));
   const auto slow = stub->Generate(&rpc, big);
-  for (int i = 0; i < 600 && server.Metric("weir_requests_total{outcome=\"slow_reader\"}") != 1.0; ++i) {
+  for (int i = 0; i < 600 && server.Metric("weir_requests_total{outcome=\"slow_reader\"}") != 1.0;
+       ++i) {
     std::this_thread::sleep_for(milliseconds(50));
   }
   EXPECT_EQ(server.Metric("weir_requests_total{outcome=\"slow_reader\"}"), 1.0);
@@ -200,6 +202,28 @@ TEST(ServeTest, WithoutATokenizerItServesIds) {
   EXPECT_EQ(refused.status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_THAT(refused.status.error_message(), HasSubstr("no tokenizer.json"));
   EXPECT_THAT(refused.status.error_message(), HasSubstr("use token ids"));
+}
+
+// What clients without our stubs and orchestrators ask for.
+TEST(ServeTest, AnswersReflectionAndHealth) {
+  ServerProcess server({"--slots", "2"});
+  std::string answer;
+  // HealthCheckResponse{1: SERVING}.
+  EXPECT_TRUE(CallRaw(server.channel(), "/grpc.health.v1.Health/Check", "", &answer).ok());
+  EXPECT_EQ(answer, "\x08\x01");
+  EXPECT_EQ(CallRaw(server.channel(), "/grpc.health.v1.Health/Check", "\x0a\x04nope", &answer)
+                .error_code(),
+            grpc::StatusCode::NOT_FOUND);
+  const char* reflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+  // ServerReflectionRequest{7: list_services}.
+  EXPECT_TRUE(CallRaw(server.channel(), reflection, std::string("\x3a\x00", 2), &answer).ok());
+  for (const char* service : {"weir.v1.GenerationService", "weir.v1.TokenizerService",
+                              "weir.v1.ModelService", "grpc.health.v1.Health"}) {
+    EXPECT_THAT(answer, HasSubstr(service));
+  }
+  ServerProcess closed({"--slots", "2", "--reflection", "false"});
+  EXPECT_EQ(CallRaw(closed.channel(), reflection, std::string("\x3a\x00", 2), &answer).error_code(),
+            grpc::StatusCode::UNIMPLEMENTED);
 }
 
 TEST(ServeTest, MetricsCanBeOff) {

@@ -2,6 +2,7 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
+#include <grpcpp/generic/generic_stub.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -99,7 +100,7 @@ void WriteWhole(const std::string& path, const std::string& text) {
 }
 
 Ran RunProgram(const std::vector<std::string>& arguments, const std::string& input,
-        const std::vector<std::string>& environment, double limit_s) {
+               const std::vector<std::string>& environment, double limit_s) {
   const std::string in_path = UniquePath("in"), out_path = UniquePath("out"),
                     err_path = UniquePath("err");
   WriteWhole(in_path, input);
@@ -120,8 +121,9 @@ Ran RunProgram(const std::vector<std::string>& arguments, const std::string& inp
 
 ServerProcess::ServerProcess(std::vector<std::string> flags, std::string model)
     : ready_file_(UniquePath("ready")), out_(UniquePath("out")), err_(UniquePath("err")) {
-  std::vector<std::string> arguments = {WeirBinary(), "serve", model, "--grpc", "127.0.0.1:0",
-                                        "--metrics", "127.0.0.1:0", "--ready-file", ready_file_};
+  std::vector<std::string> arguments = {WeirBinary(),  "serve",        model,
+                                        "--grpc",      "127.0.0.1:0",  "--metrics",
+                                        "127.0.0.1:0", "--ready-file", ready_file_};
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   const int out = Open(out_), err = Open(err_);
   pid_ = Spawn(arguments, {}, -1, out, err);
@@ -156,8 +158,7 @@ ServerProcess::~ServerProcess() {
 v1::GetServerInfoResponse ServerProcess::Info() {
   v1::GetServerInfoResponse info;
   grpc::ClientContext rpc;
-  const grpc::Status status =
-      v1::ModelService::NewStub(channel_)->GetServerInfo(&rpc, {}, &info);
+  const grpc::Status status = v1::ModelService::NewStub(channel_)->GetServerInfo(&rpc, {}, &info);
   EXPECT_TRUE(status.ok()) << status.error_message();
   return info;
 }
@@ -223,6 +224,31 @@ v1::GenerateRequest LongRequest(int max_tokens) {
   request.mutable_stopping()->set_ignore_eos(true);
   request.mutable_sampling()->set_seed(1);
   return request;
+}
+
+grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                     const std::string& request, std::string* answer) {
+  grpc::ClientContext rpc;
+  const grpc::Slice slice(request);
+  const grpc::ByteBuffer bytes(&slice, 1);
+  grpc::CompletionQueue queue;
+  grpc::GenericStub stub(channel);
+  const auto call = stub.PrepareUnaryCall(&rpc, method, bytes, &queue);
+  call->StartCall();
+  grpc::ByteBuffer got;
+  grpc::Status status;
+  call->Finish(&got, &status, nullptr);
+  void* tag = nullptr;
+  bool ok = false;
+  EXPECT_TRUE(queue.Next(&tag, &ok));
+  std::vector<grpc::Slice> slices;
+  answer->clear();
+  if (got.Valid() && got.Dump(&slices).ok()) {
+    for (const grpc::Slice& part : slices) {
+      answer->append(reinterpret_cast<const char*>(part.begin()), part.size());
+    }
+  }
+  return status;
 }
 
 std::string HttpGet(const std::string& address, const std::string& path) {

@@ -29,12 +29,12 @@ struct Ran {
 };
 // Runs `arguments[0]` with the rest; `input` is its stdin. Killed after `limit_s` (exit code 137).
 Ran RunProgram(const std::vector<std::string>& arguments, const std::string& input = "",
-        const std::vector<std::string>& environment = {}, double limit_s = 60);
+               const std::vector<std::string>& environment = {}, double limit_s = 60);
 
 class ServerProcess {
  public:
-  // `weir serve MODEL --grpc 127.0.0.1:0 --metrics 127.0.0.1:0 --ready-file ... flags`; returns when the
-  // ready file is there. Fails the test when the process ends before.
+  // `weir serve MODEL --grpc 127.0.0.1:0 --metrics 127.0.0.1:0 --ready-file ... flags`; returns
+  // when the ready file is there. Fails the test when the process ends before.
   explicit ServerProcess(std::vector<std::string> flags = {}, std::string model = TinyModel());
   ~ServerProcess();  // kills what still runs
 
@@ -78,6 +78,10 @@ Answer Generate(v1::GenerationService::Stub& stub, const v1::GenerateRequest& re
 
 // `count` ids that run for exactly `max_tokens` tokens.
 v1::GenerateRequest LongRequest(int max_tokens);
+
+// A call with one request and at most one answer, both as bytes: for what no generated stub would send.
+grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
+                     const std::string& request, std::string* answer);
 
 // HTTP GET of http://address/path; "" when it fails.
 std::string HttpGet(const std::string& address, const std::string& path);

@@ -1,5 +1,5 @@
-// 64 streams at once on 16 slots with random cancels, for WEIR_SOAK_SECONDS (default 8): every call is
-// answered or refused with a reason, and at the end nothing is held.
+// 64 streams at once on 16 slots with random cancels, for WEIR_SOAK_SECONDS (default 8): every call
+// is answered or refused with a reason, and at the end nothing is held.
 #include <signal.h>
 
 #include <atomic>
@@ -56,7 +56,8 @@ struct Counts {
 bool OneCall(v1::GenerationService::Stub& stub, std::mt19937* random, Counts* counts) {
   grpc::ClientContext rpc;
   if ((*random)() % 10 == 0) {
-    rpc.set_deadline(std::chrono::system_clock::now() + std::chrono::milliseconds((*random)() % 300));
+    rpc.set_deadline(std::chrono::system_clock::now() +
+                     std::chrono::milliseconds((*random)() % 300));
   }
   const auto reader = stub.Generate(&rpc, RandomRequest(random));
   const int cancel_after = (*random)() % 3 == 0 ? static_cast<int>((*random)() % 20) : 1 << 30;

@@ -41,8 +41,9 @@ std::string CopyOfTiny(const std::string& name) {
 
 TEST(StartTest, OccupiedPorts) {
   ServerProcess server({"--slots", "2"});
-  ExpectRefused(Serve({TinyModel(), "--grpc", server.grpc_address()}),
-                "cannot serve gRPC on " + server.grpc_address() + ": another process listens there");
+  ExpectRefused(
+      Serve({TinyModel(), "--grpc", server.grpc_address()}),
+      "cannot serve gRPC on " + server.grpc_address() + ": another process listens there");
   ExpectRefused(Serve({TinyModel(), "--metrics", server.metrics_address()}),
                 "cannot serve metrics on " + server.metrics_address());
   ExpectRefused(Serve({TinyModel(), "--grpc", "192.0.2.1:5000"}), "no address of this machine");
@@ -54,7 +55,8 @@ TEST(StartTest, Settings) {
   ExpectRefused(Serve({}), "which model?");
   ExpectRefused(Serve({TinyModel(), "--slots", "-3"}), "--slots: -3 is out of range");
   ExpectRefused(Serve({TinyModel(), "--drain-time", "5"}), "--drain-time: \"5\" is no duration");
-  ExpectRefused(Serve({TinyModel(), "--dtype", "int3"}), "--dtype: \"int3\" is none of auto, f32, bf16");
+  ExpectRefused(Serve({TinyModel(), "--dtype", "int3"}),
+                "--dtype: \"int3\" is none of auto, f32, bf16");
   ExpectRefused(Serve({TinyModel(), "--config", "/no/such.yaml"}),
                 "cannot read the configuration file /no/such.yaml");
   ExpectRefused(Serve({TinyModel(), "--ready-file", "/no/such/folder/ready"}),

@@ -68,12 +68,13 @@ TEST(RegistryTest, FamiliesAreSortedAndNamedOnce) {
             1);
   // Every family that is served is listed.
   const std::string text = registry.Serialize();
-  for (size_t at = text.find("# TYPE "); at != std::string::npos; at = text.find("# TYPE ", at + 1)) {
+  for (size_t at = text.find("# TYPE "); at != std::string::npos;
+       at = text.find("# TYPE ", at + 1)) {
     const size_t begin = at + 7;
     const std::string name = text.substr(begin, text.find(' ', begin) - begin);
-    EXPECT_TRUE(std::any_of(families.begin(), families.end(),
-                            [&](const auto& family) { return family.first == name; }))
-        << name;
+    EXPECT_TRUE(std::any_of(families.begin(), families.end(), [&](const auto& family) {
+      return family.first == name;
+    })) << name;
   }
 }
 

@@ -59,7 +59,8 @@ TEST(ErrorMappingTest, PreconditionsSayWhatIsMissing) {
 // gRPC drops trailers past 8 KiB, and with them the whole status.
 TEST(ErrorMappingTest, LongErrorsFitTheTrailer) {
   std::vector<std::pair<std::string, std::string>> fields;
-  for (int i = 0; i < 200; ++i) fields.emplace_back(std::string(500, 'f'), std::string(5000, '\xff'));
+  for (int i = 0; i < 200; ++i)
+    fields.emplace_back(std::string(500, 'f'), std::string(5000, '\xff'));
   const grpc::Status status = ToGrpc(InvalidFields(fields));
   EXPECT_LT(status.error_message().size() * 3 + status.error_details().size() * 4 / 3, 8000u);
   EXPECT_EQ(FirstInvalidUtf8(status.error_message()), std::nullopt);

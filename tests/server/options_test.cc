@@ -1,8 +1,12 @@
 #include "server/options.h"
 
+#include <unistd.h>
+
 #include <cstdio>
 #include <fstream>
+#include <set>
 
+#include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 
@@ -108,13 +112,32 @@ TEST(OptionsTest, DefaultsAreWhatTheTableSays) {
   EXPECT_TRUE(CheckOptions(options).ok());
 }
 
+// docs/configuration.md has one row for each setting, with its kind, default and sentence.
+TEST(OptionsTest, EverySettingIsDocumented) {
+  ServerOptions options;
+  std::set<std::string> rows;
+  for (const OptionSpec& spec : OptionTable(&options)) {
+    rows.insert("| `" + spec.name + "` | " + absl::StrReplaceAll(spec.kind, {{"|", ", "}}) + " | " +
+                (spec.default_value.empty() ? "" : "`" + spec.default_value + "`") + " | " +
+                spec.help + " |");
+  }
+  std::ifstream file(WEIR_SOURCE_DIR "/docs/configuration.md");
+  std::set<std::string> documented;
+  for (std::string line; std::getline(file, line);) {
+    if (line.rfind("| `", 0) == 0) documented.insert(line);
+  }
+  for (const std::string& row : rows) EXPECT_TRUE(documented.count(row)) << "missing: " << row;
+  for (const std::string& row : documented) EXPECT_TRUE(rows.count(row)) << "stale: " << row;
+}
+
 TEST(OptionsTest, ContradictionsAreRefused) {
   const auto message = [](auto change) {
     ServerOptions options;
     change(&options);
     return std::string(CheckOptions(options).message());
   };
-  EXPECT_THAT(message([](ServerOptions* o) { o->grpc = "nonsense"; }), HasSubstr("write host:port"));
+  EXPECT_THAT(message([](ServerOptions* o) { o->grpc = "nonsense"; }),
+              HasSubstr("write host:port"));
   EXPECT_THAT(message([](ServerOptions* o) { o->grpc = "h:70000"; }), HasSubstr("write host:port"));
   EXPECT_THAT(message([](ServerOptions* o) { o->metrics = ":1"; }), HasSubstr("metrics:"));
   EXPECT_THAT(message([](ServerOptions* o) { o->memory_bytes = o->slots = o->kv_pages = 9; }),

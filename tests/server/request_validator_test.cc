@@ -78,8 +78,8 @@ TEST_F(ValidatorTest, DefaultsAreTheDocumentedOnes) {
 }
 
 TEST_F(ValidatorTest, TheModelsOwnDefaultsComeFirst) {
-  model_.sampling = {.temperature = 0.6f, .top_k = 20, .top_p = 0.95f, .min_p = 0.1f,
-                     .repetition_penalty = 1.1f};
+  model_.sampling = {
+      .temperature = 0.6f, .top_k = 20, .top_p = 0.95f, .min_p = 0.1f, .repetition_penalty = 1.1f};
   v1::GenerateRequest request = Good();
   EXPECT_EQ(Validate(request)->request.sampling.temperature, 0.6f);
   EXPECT_EQ(Validate(request)->request.sampling.top_k, 20);
@@ -164,7 +164,8 @@ std::vector<BadCase> BadCases() {
        [](R* r) { r->mutable_sampling()->set_temperature(-0.1f); }},
       {"sampling.temperature", "101", [](R* r) { r->mutable_sampling()->set_temperature(101); }},
       {"sampling.temperature", "nan", [](R* r) { r->mutable_sampling()->set_temperature(NAN); }},
-      {"sampling.temperature", "inf", [](R* r) { r->mutable_sampling()->set_temperature(INFINITY); }},
+      {"sampling.temperature", "inf",
+       [](R* r) { r->mutable_sampling()->set_temperature(INFINITY); }},
       {"sampling.top_k", "-1", [](R* r) { r->mutable_sampling()->set_top_k(-1); }},
       {"sampling.top_p", "above 0 to 1", [](R* r) { r->mutable_sampling()->set_top_p(0); }},
       {"sampling.top_p", "1.5", [](R* r) { r->mutable_sampling()->set_top_p(1.5f); }},
@@ -181,14 +182,17 @@ std::vector<BadCase> BadCases() {
       {"sampling.logit_bias[3]", "-100 to 100",
        [](R* r) { (*r->mutable_sampling()->mutable_logit_bias())[3] = 101; }},
       {"stopping.max_tokens", "at least 1", [](R* r) { r->mutable_stopping()->set_max_tokens(0); }},
-      {"stopping.max_tokens", "at least 1", [](R* r) { r->mutable_stopping()->set_max_tokens(-7); }},
-      {"stopping.min_tokens", "0 and above", [](R* r) { r->mutable_stopping()->set_min_tokens(-1); }},
+      {"stopping.max_tokens", "at least 1",
+       [](R* r) { r->mutable_stopping()->set_max_tokens(-7); }},
+      {"stopping.min_tokens", "0 and above",
+       [](R* r) { r->mutable_stopping()->set_min_tokens(-1); }},
       {"stopping.min_tokens", "more than max_tokens, 3",
        [](R* r) {
          r->mutable_stopping()->set_max_tokens(3);
          r->mutable_stopping()->set_min_tokens(4);
        }},
-      {"stopping.stop_strings[0]", "empty", [](R* r) { r->mutable_stopping()->add_stop_strings(""); }},
+      {"stopping.stop_strings[0]", "empty",
+       [](R* r) { r->mutable_stopping()->add_stop_strings(""); }},
       {"stopping.stop_strings[0]", "1025 bytes",
        [](R* r) { r->mutable_stopping()->add_stop_strings(std::string(1025, 'x')); }},
       {"stopping.stop_strings", "at most 16",
@@ -208,7 +212,8 @@ std::vector<BadCase> BadCases() {
        }},
       {"output.logprobs", "0 to 20", [](R* r) { r->mutable_output()->set_logprobs(21); }},
       {"output.logprobs", "-1", [](R* r) { r->mutable_output()->set_logprobs(-1); }},
-      {"output.prompt_logprobs", "0 to 20", [](R* r) { r->mutable_output()->set_prompt_logprobs(21); }},
+      {"output.prompt_logprobs", "0 to 20",
+       [](R* r) { r->mutable_output()->set_prompt_logprobs(21); }},
       {"n", "1 to 16", [](R* r) { r->set_n(0); }},
       {"n", "1 to 16", [](R* r) { r->set_n(17); }},
       {"n", "at temperature 0",
@@ -263,11 +268,11 @@ TEST_F(ValidatorTest, BadChatFieldsAreNamed) {
                 c->set_add_generation_prompt(true);
               }),
               ElementsAre(Pair("chat.continue_final_message", HasSubstr("contradicts"))));
-  EXPECT_THAT(fields([](v1::Chat* c) {
-                c->mutable_messages(0)->add_tool_calls()->set_arguments("\"text\"");
-              }),
-              ElementsAre(Pair("chat.messages[0].tool_calls[0].name", HasSubstr("required")),
-                          Pair("chat.messages[0].tool_calls[0].arguments", HasSubstr("is string"))));
+  EXPECT_THAT(
+      fields(
+          [](v1::Chat* c) { c->mutable_messages(0)->add_tool_calls()->set_arguments("\"text\""); }),
+      ElementsAre(Pair("chat.messages[0].tool_calls[0].name", HasSubstr("required")),
+                  Pair("chat.messages[0].tool_calls[0].arguments", HasSubstr("is string"))));
 }
 
 TEST_F(ValidatorTest, AllViolationsAreToldAtOnce) {

@@ -267,8 +267,8 @@ TEST_F(StreamTest, WithoutTextThereIsNone) {
   EXPECT_THAT(events[0].delta().token_ids(), ElementsAre('a', 'b'));
 }
 
-// Whatever the bytes, the stops and the moments at which events are taken: the text is the same, and
-// valid at every event.
+// Whatever the bytes, the stops and the moments at which events are taken: the text is the same,
+// and valid at every event.
 TEST_F(StreamTest, TakingAtAnyMomentGivesTheSameText) {
   std::mt19937 random(7);
   for (int round = 0; round < 300; ++round) {

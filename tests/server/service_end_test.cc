@@ -1,5 +1,5 @@
-// How calls end early: cancelled, too late, too slow, refused, drained. In every case the client gets a
-// status and the engine gets its memory back.
+// How calls end early: cancelled, too late, too slow, refused, drained. In every case the client
+// gets a status and the engine gets its memory back.
 #include <atomic>
 #include <chrono>
 #include <random>
@@ -14,8 +14,8 @@
 namespace weir::testing {
 namespace {
 
-using ::testing::HasSubstr;
 using std::chrono::milliseconds;
+using ::testing::HasSubstr;
 
 TestServer::Options SlowOptions(int64_t step_us) {
   TestServer::Options options;
@@ -119,8 +119,8 @@ TEST(ServiceEndTest, SlowReadersEndAlone) {
   int64_t tokens = 0;
   while (slow->Read(&event)) tokens += event.delta().token_ids_size();
   const grpc::Status status = slow->Finish();
-  EXPECT_THAT(status.error_code(), ::testing::AnyOf(grpc::StatusCode::RESOURCE_EXHAUSTED,
-                                                    grpc::StatusCode::CANCELLED));
+  EXPECT_THAT(status.error_code(),
+              ::testing::AnyOf(grpc::StatusCode::RESOURCE_EXHAUSTED, grpc::StatusCode::CANCELLED));
   EXPECT_LT(tokens, 1'000'000);
   server.ExpectNothingHeld();
 }

@@ -1,5 +1,5 @@
-// The services over a fake executor, as a client sees them: what goes in comes out, and every refusal has
-// its code and its details.
+// The services over a fake executor, as a client sees them: what goes in comes out, and every
+// refusal has its code and its details.
 #include <chrono>
 #include <thread>
 

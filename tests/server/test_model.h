@@ -11,10 +11,11 @@
 namespace weir::testing {
 
 // Ids 0 to 255 are the bytes; the special tokens follow.
-inline constexpr int32_t kEndId = 256;    // "<|end|>", the model's end token
-inline constexpr int32_t kUserId = 257;   // "<|user|>"
-inline constexpr int32_t kBotId = 258;    // "<|bot|>"
-inline constexpr int32_t kVocabSize = 264;  // rows of the embedding: five more than the tokenizer has
+inline constexpr int32_t kEndId = 256;   // "<|end|>", the model's end token
+inline constexpr int32_t kUserId = 257;  // "<|user|>"
+inline constexpr int32_t kBotId = 258;   // "<|bot|>"
+inline constexpr int32_t kVocabSize =
+    264;  // rows of the embedding: five more than the tokenizer has
 
 // Byte-level, without merges: every byte is a token.
 std::string ByteTokenizerJson();

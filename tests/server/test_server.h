@@ -67,7 +67,8 @@ class TestServer {
   std::unique_ptr<v1::GenerationService::Stub> generation_;
 };
 
-// A call with one request and at most one answer, both as bytes: for what no generated stub would send.
+// A call with one request and at most one answer, both as bytes: for what no generated stub would
+// send.
 grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
                      const std::string& request, std::string* answer);
 // grpc.health.v1: whether `service` ("": the server) is SERVING.
