@@ -44,9 +44,10 @@ test-slow: build python  ## the long tests: soak, long simulations
 	@ninja -C $(BUILD) -j $(JOBS) --quiet
 	@ctest --test-dir $(BUILD) --output-on-failure -L slow
 
-bench: build     ## kernel benchmarks
-	@ninja -C $(BUILD) -j $(JOBS) --quiet
-	@for b in $(BUILD)/bench/*_bench; do $$b --benchmark_min_time=0.2; done
+bench: build     ## kernel benchmarks, and the step benchmark of the model that ships
+	@ninja -C $(BUILD) -j $(JOBS) --quiet benches
+	@for b in $(BUILD)/bench/*_bench; do $$b --benchmark_min_time=0.2 || exit 1; done
+	@$(BUILD)/weir bench step $(MODEL)
 
 format:          ## clang-format every C++ file of the project
 	@git ls-files '*.cc' '*.h' | xargs clang-format -i
