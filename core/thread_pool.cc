@@ -54,7 +54,10 @@ void ThreadPool::Run(int64_t num_tasks, TaskFn call, const void* fn) {
   // itself after this finds no ticket of its epoch and reads no field.
   ticket_.store(0, std::memory_order_seq_cst);
   while (active_workers_.load(std::memory_order_seq_cst) != 0) Pause();
-  const uint64_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  uint64_t epoch = epoch_.load(std::memory_order_relaxed) + 1;
+  // A region whose ticket begins at 0 could not be told from none, and its workers would go on after
+  // its end.
+  if (epoch << kTaskBits == 0) ++epoch;
   call_ = call;
   fn_ = fn;
   num_tasks_ = num_tasks;
@@ -81,7 +84,7 @@ void ThreadPool::Drain(uint64_t epoch) {
 }
 
 void ThreadPool::WorkerLoop() {
-  uint64_t seen = 0;
+  uint64_t seen = kFirstEpoch;
   for (;;) {
     const auto give_up = std::chrono::steady_clock::now() + kSpin;
     int spins = 0;

@@ -61,11 +61,14 @@ class ThreadPool {
   TaskFn call_ = nullptr;
   const void* fn_ = nullptr;
   int64_t num_tasks_ = 0;
-  // High 24 bits: epoch of the region the ticket belongs to; low 40 bits: next task.
+  // High 24 bits: epoch of the region the ticket belongs to; low 40 bits: next task. 0: no region.
   std::atomic<uint64_t> ticket_{0};
   std::atomic<int64_t> unfinished_{0};
   std::atomic<int> active_workers_{0};
-  std::atomic<uint64_t> epoch_{0};
+  // Regions so far. Begins shortly before its 24 bits in the ticket wrap around, which a server
+  // reaches in minutes and a test would not.
+  static constexpr uint64_t kFirstEpoch = (uint64_t{1} << 24) - 500;
+  std::atomic<uint64_t> epoch_{kFirstEpoch};
   std::atomic<bool> stop_{false};
   std::atomic<int> sleepers_{0};
   std::mutex mutex_;

@@ -1,6 +1,7 @@
 #include "core/thread_pool.h"
 
 #include <atomic>
+#include <chrono>
 #include <thread>
 #include <vector>
 
@@ -28,6 +29,26 @@ TEST(ThreadPool, RegionsAfterWorkersFellAsleep) {
     std::atomic<int64_t> sum{0};
     pool.ParallelFor(100, [&](int64_t i) { sum.fetch_add(i); });
     ASSERT_EQ(sum.load(), 4950);
+  }
+}
+
+// The number that marks a region's tasks wraps around after 16.7 million regions, minutes of
+// serving. A pool begins shortly before that, so each of these passes it.
+TEST(ThreadPool, NothingRunsTwiceWhereTheRegionsNumberWrapsAround) {
+  constexpr int kRegions = 520, kTasks = 3;
+  for (int round = 0; round < 300; ++round) {
+    ThreadPool pool(3);
+    std::vector<std::atomic<int>> hits(kRegions * kTasks);
+    for (int region = 0; region < kRegions; ++region) {
+      pool.ParallelFor(kTasks, [&hits, region](int64_t i) {
+        // Long enough for the workers to come.
+        const auto until = std::chrono::steady_clock::now() + std::chrono::microseconds(1);
+        while (region > 480 && std::chrono::steady_clock::now() < until) {
+        }
+        hits[region * kTasks + i].fetch_add(1);
+      });
+    }
+    for (size_t i = 0; i < hits.size(); ++i) ASSERT_EQ(hits[i].load(), 1) << "task " << i;
   }
 }
 
