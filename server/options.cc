@@ -172,6 +172,9 @@ void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                             "Time without an answer after which it is closed."));
   table->push_back(Duration("min-ping-interval", &o->min_ping_interval_us, 0,
                             "Clients that ping more often than this are disconnected."));
+  table->push_back(Duration(
+      "stall-time", &o->stall_us, 0,
+      "Health turns NOT_SERVING when there is work and no step ends for this long; 0: never."));
   table->push_back(
       Duration("drain-time", &o->drain_us, 0, "What runs may go on this long after SIGTERM."));
 }

@@ -57,6 +57,7 @@ struct ServerOptions {
   int64_t keepalive_timeout_us = 10'000'000;
   int64_t min_ping_interval_us = 10'000'000;
   int64_t drain_us = 30'000'000;
+  int64_t stall_us = 60'000'000;  // 0: never
 };
 
 // One setting: `--name VALUE` on the command line, `name: VALUE` in the file.

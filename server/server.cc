@@ -25,6 +25,7 @@
 #include "server/server_metrics.h"
 #include "server/service_context.h"
 #include "server/services.h"
+#include "server/watchdog.h"
 #include "server/work_pool.h"
 
 namespace weir::server {
@@ -81,10 +82,34 @@ struct Server::Impl {
   std::vector<std::unique_ptr<grpc::Service>> services;
   std::string address;
   std::unique_ptr<grpc::Server> server;
+  std::unique_ptr<Watchdog> watchdog;
 
   void FillContext(const ServerOptions& options, const ServedModel* model, const Clock* clock);
   absl::Status Build(const ServerOptions& options);
+  void SetHealth(bool serving);
+  void StartWatchdog(int64_t stall_us);
 };
+
+void Server::Impl::SetHealth(bool serving) {
+  grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService();
+  if (health == nullptr) return;
+  for (const char* service :
+       {"", "weir.v1.GenerationService", "weir.v1.TokenizerService", "weir.v1.ModelService"}) {
+    health->SetServingStatus(service, serving);
+  }
+}
+
+void Server::Impl::StartWatchdog(int64_t stall_us) {
+  if (stall_us == 0) return;
+  watchdog = std::make_unique<Watchdog>(scheduler, context.clock, stall_us, [this](bool stalled) {
+    if (stalled) {
+      LogError("no step has ended for too long although there is work; health is NOT_SERVING");
+    } else {
+      LogInfo("steps end again; health is SERVING");
+    }
+    SetHealth(!stalled);
+  });
+}
 
 void Server::Impl::FillContext(const ServerOptions& options, const ServedModel* model,
                                const Clock* clock) {
@@ -136,11 +161,7 @@ absl::Status Server::Impl::Build(const ServerOptions& options) {
     return absl::UnavailableError(absl::StrCat("cannot serve gRPC on ", options.grpc));
   }
   if (!options.grpc.empty()) address = WithPort(options.grpc, port);
-  if (grpc::HealthCheckServiceInterface* health = server->GetHealthCheckService()) {
-    health->SetServingStatus("weir.v1.GenerationService", true);
-    health->SetServingStatus("weir.v1.TokenizerService", true);
-    health->SetServingStatus("weir.v1.ModelService", true);
-  }
+  SetHealth(true);
   return absl::OkStatus();
 }
 
@@ -157,12 +178,14 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl->delivery_pool = std::make_unique<WorkPool>(1, 0);
   impl->FillContext(options, model, clock);
   RETURN_IF_ERROR(impl->Build(options));
+  impl->StartWatchdog(options.stall_us);
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Server::~Server() {
+  impl_->watchdog.reset();
   // Whatever still runs ends now; then gRPC can wait for its calls.
   impl_->context.draining = true;
   impl_->scheduler->Drain(impl_->context.clock->NowUs());
@@ -181,9 +204,8 @@ std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
 }
 
 void Server::Drain(int64_t drain_us) {
-  if (grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService()) {
-    health->SetServingStatus(false);
-  }
+  impl_->watchdog.reset();
+  impl_->SetHealth(false);
   impl_->context.draining = true;
   LogInfo("draining: ", impl_->context.open_streams.count(), " open streams, at most ",
           FormatDurationUs(drain_us));

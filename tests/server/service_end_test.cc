@@ -8,6 +8,8 @@
 #include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
+#include "scheduler/scheduler.h"
+#include "server/watchdog.h"
 #include "tests/server/test_model.h"
 #include "tests/server/test_server.h"
 
@@ -164,6 +166,37 @@ TEST(ServiceEndTest, TheDrainTimeIsKept) {
   EXPECT_EQ(out.choices[0].finished.reason(), v1::FINISH_REASON_DRAINED);
   EXPECT_LT(out.choices[0].ids.size(), 250u);
   server.ExpectNothingHeld();
+}
+
+// A process that lives but makes no step is not healthy, and is again when it goes on.
+TEST(ServiceEndTest, HealthSeesAnEngineThatStandsStill) {
+  TestServer::Options options = SlowOptions(300'000);
+  options.server.stall_us = 100'000;
+  TestServer server(options);
+  EXPECT_TRUE(IsServing(server.channel(), ""));
+  std::thread client([&] { EXPECT_TRUE(server.Generate(IdsRequest({1}, 2)).status.ok()); });
+  while (IsServing(server.channel(), "")) std::this_thread::sleep_for(milliseconds(2));
+  EXPECT_FALSE(IsServing(server.channel(), "weir.v1.GenerationService"));
+  client.join();
+  while (!IsServing(server.channel(), "")) std::this_thread::sleep_for(milliseconds(2));
+}
+
+TEST(StallDetectorTest, OnlyWorkWithoutStepsIsAStall) {
+  server::StallDetector detector(100);
+  scheduler::SchedulerStats stats;
+  EXPECT_FALSE(detector.Stalled(stats, 0));
+  EXPECT_FALSE(detector.Stalled(stats, 10'000));  // nothing to do
+  stats.queued_requests = 1;
+  EXPECT_FALSE(detector.Stalled(stats, 10'100));
+  EXPECT_TRUE(detector.Stalled(stats, 10'101));
+  stats.steps = 1;
+  EXPECT_FALSE(detector.Stalled(stats, 10'102));
+  EXPECT_FALSE(detector.Stalled(stats, 10'202));
+  EXPECT_TRUE(detector.Stalled(stats, 10'203));
+  stats.queued_requests = 0;
+  EXPECT_FALSE(detector.Stalled(stats, 10'204));
+  stats.running_sequences = 1;
+  EXPECT_FALSE(detector.Stalled(stats, 10'304));
 }
 
 TEST(ServiceEndTest, ManyStreamsWithRandomCancelsLeakNothing) {
