@@ -13,9 +13,21 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
+// Writing JSON out recurses, and so does a template that walks through it: depth is stack.
+constexpr int kMaxDepth = 64;
+
 // A JSON object; anything else is a violation and gives an empty one.
 Json ParseObject(const std::string& text, const std::string& field, Violations* violations) {
-  Json value = Json::parse(text, nullptr, /*allow_exceptions=*/false);
+  bool too_deep = false;
+  const auto watch = [&too_deep](int depth, Json::parse_event_t, const Json&) {
+    too_deep = too_deep || depth > kMaxDepth;
+    return !too_deep;
+  };
+  Json value = Json::parse(text, watch, /*allow_exceptions=*/false);
+  if (too_deep) {
+    violations->Add(field, absl::StrCat("nests brackets deeper than ", kMaxDepth, " levels"));
+    return Json::object();
+  }
   if (value.is_discarded()) {
     violations->Add(field, "is no valid JSON");
     return Json::object();

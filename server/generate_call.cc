@@ -32,6 +32,8 @@ namespace {
 using scheduler::FinishReason;
 
 constexpr int64_t kRetryMs = 1000;
+// A deadline as far away as this (30 years) is none.
+constexpr int64_t kNoDeadlineSeconds = 1'000'000'000;
 
 // States, each entered once: validating (Begin) -> encoding (text thread) -> submitted -> ended.
 // Every path ends in exactly one Finish; OnDone lets go of the last reference that is ours.
@@ -56,6 +58,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     {
       std::lock_guard<std::mutex> lock(mutex_);
       writing_ = false;
+      ++writes_;
       broken_ = broken_ || !ok;
     }
     if (!ok && stream_ != nullptr) {  // the connection is gone
@@ -89,12 +92,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       return Unavailable(
           "the server is shutting down and takes no new requests; try another server", kRetryMs);
     }
+    const int64_t received_us = context_->clock->NowUs();
     RETURN_IF_ERROR(SetDeadline());
     v1::GenerateRequest message;
     RETURN_IF_ERROR(ParseMessage(bytes, &message));
     const auto bits = Philox(context_->seed, id_);
     const uint64_t seed = uint64_t{bits[0]} << 32 | bits[1];
     ASSIGN_OR_RETURN(request_, ValidateGenerate(message, *context_->model, context_->limits, seed));
+    request_.stream.received_us = received_us;
     if (!request_.source.text && !request_.source.chat) {
       return Submit(std::move(request_.request.prompt));
     }
@@ -114,12 +119,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   absl::Status SetDeadline() {
     const int64_t now_us = context_->clock->NowUs();
-    const auto deadline = rpc_->deadline();
-    if (deadline != std::chrono::system_clock::time_point::max()) {
-      const auto left = deadline - std::chrono::system_clock::now();
-      const int64_t left_us = std::chrono::duration_cast<std::chrono::microseconds>(left).count();
-      if (left_us <= 0) return TooLate();
-      deadline_us_ = now_us + left_us;
+    // Not rpc_->deadline(): a time_point counts nanoseconds and overflows where a client says
+    // "centuries" for "no matter when".
+    const gpr_timespec deadline = rpc_->raw_deadline();
+    const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+    if (left.tv_sec < 0 || (left.tv_sec == 0 && left.tv_nsec == 0)) return TooLate();
+    if (left.tv_sec < kNoDeadlineSeconds) {
+      deadline_us_ = now_us + left.tv_sec * 1'000'000 + left.tv_nsec / 1000;
     }
     if (context_->max_deadline_us > 0) {
       const int64_t latest = now_us + context_->max_deadline_us;
@@ -151,6 +157,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
 
   absl::Status Submit(std::vector<int32_t> prompt) {
     RETURN_IF_ERROR(SetPrompt(std::move(prompt), *context_->model, context_->limits, &request_));
+    request_.source = PromptSource();  // may be far longer than its tokens, and waits no longer
     scheduler::Request& request = request_.request;
     request.id = id_;
     request.deadline_us = deadline_us_;
@@ -222,6 +229,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
         const bool lost = end->status.ok() && broken_;
         code_ = lost ? absl::StatusCode::kCancelled : end->status.code();
         last = ToGrpc(end->status);
+        WatchSlowReader();
       }
     }
     if (has_event && last) {
@@ -238,17 +246,22 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     return absl::IsCancelled(status) || absl::IsResourceExhausted(status);
   }
 
-  // Ends the call by force if its reader takes nothing for too long. REQUIRES: mutex_ held.
+  // Ends the call by force when its reader, with the engine's work done, takes nothing for too
+  // long. REQUIRES: mutex_ held.
   void WatchSlowReader() {
     if (watching_) return;
     watching_ = true;
-    alarm_.Set(
+    alarm_ = std::make_unique<grpc::Alarm>();  // one that rings cannot be set again
+    alarm_->Set(
         std::chrono::system_clock::now() + std::chrono::microseconds(context_->slow_reader_us),
-        [weak = weak_from_this()](bool) {
+        [weak = weak_from_this(), writes = writes_](bool rang) {
           const std::shared_ptr<GenerateCall> call = weak.lock();
-          if (call == nullptr) return;
+          if (call == nullptr || !rang) return;
           std::lock_guard<std::mutex> lock(call->mutex_);
-          if (!call->done_ && call->writing_) call->rpc_->TryCancel();
+          if (call->done_) return;
+          if (call->writes_ == writes) return call->rpc_->TryCancel();
+          call->watching_ = false;
+          call->WatchSlowReader();
         });
   }
 
@@ -269,7 +282,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool done_ = false;
   absl::StatusCode code_ = absl::StatusCode::kUnknown;
   grpc::ByteBuffer bytes_;  // of the write in flight
-  grpc::Alarm alarm_;
+  int64_t writes_ = 0;      // that are done
+  std::unique_ptr<grpc::Alarm> alarm_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 };
 

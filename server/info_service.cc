@@ -88,6 +88,7 @@ class ModelServiceImpl final : public Base {
  public:
   explicit ModelServiceImpl(ServiceContext* context) : context_(context) {
     FillModel(*context->model, model_.mutable_model());
+    FillLimits(*context, model_.mutable_limits());
   }
 
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* rpc, const v1::GetModelRequest*,

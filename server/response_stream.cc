@@ -248,7 +248,8 @@ void ResponseStream::HandleRequestFinished(const scheduler::RequestTimes& times)
   timings->set_queue_us(between(times.arrived_us, times.started_us));
   timings->set_prefill_us(between(times.started_us, times.first_token_us));
   timings->set_decode_us(between(times.first_token_us, times.finished_us));
-  timings->set_total_us(between(times.arrived_us, times.finished_us));
+  const int64_t received_us = config_.received_us != 0 ? config_.received_us : times.arrived_us;
+  timings->set_total_us(between(received_us, times.finished_us));
   Emit(std::move(event));
 
   std::lock_guard<std::mutex> lock(mutex_);

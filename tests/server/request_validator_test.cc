@@ -253,6 +253,23 @@ TEST_F(ValidatorTest, BadChatFieldsAreNamed) {
   EXPECT_THAT(fields([](v1::Chat*) {}), IsEmpty());
   EXPECT_THAT(fields([](v1::Chat* c) { c->add_tools("{bad"); }),
               ElementsAre(Pair("chat.tools[0]", HasSubstr("no valid JSON"))));
+  const auto nested = [](size_t levels) {
+    return "{\"a\": " + std::string(levels - 1, '[') + std::string(levels - 1, ']') + "}";
+  };
+  EXPECT_THAT(fields([&](v1::Chat* c) { c->add_tools(nested(60)); }), IsEmpty());
+  for (const size_t levels : {size_t{70}, size_t{2'000'000}}) {
+    EXPECT_THAT(fields([&](v1::Chat* c) { c->add_tools(nested(levels)); }),
+                ElementsAre(Pair("chat.tools[0]", HasSubstr("deeper than 64"))));
+    EXPECT_THAT(fields([&](v1::Chat* c) { c->set_template_kwargs(nested(levels)); }),
+                ElementsAre(Pair("chat.template_kwargs", HasSubstr("deeper than 64"))));
+    EXPECT_THAT(
+        fields([&](v1::Chat* c) {
+          v1::ToolCall* call = c->mutable_messages(0)->add_tool_calls();
+          call->set_name("f");
+          call->set_arguments(nested(levels));
+        }),
+        ElementsAre(Pair("chat.messages[0].tool_calls[0].arguments", HasSubstr("deeper than 64"))));
+  }
   EXPECT_THAT(fields([](v1::Chat* c) { c->add_tools("[1]"); }),
               ElementsAre(Pair("chat.tools[0]", HasSubstr("is array"))));
   EXPECT_THAT(fields([](v1::Chat* c) { c->set_template_kwargs("3"); }),

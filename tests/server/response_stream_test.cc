@@ -99,6 +99,7 @@ TEST_F(StreamTest, DeltasGrowWhileNobodyTakesThem) {
 }
 
 TEST_F(StreamTest, TheEndComesLastAndOnce) {
+  config_.received_us = 500;
   Start();
   Tokens("hi");
   Token(kEndId);
@@ -114,6 +115,7 @@ TEST_F(StreamTest, TheEndComesLastAndOnce) {
   EXPECT_EQ(events[2].finished().timings().queue_us(), 2000);
   EXPECT_EQ(events[2].finished().timings().prefill_us(), 4000);
   EXPECT_EQ(events[2].finished().timings().decode_us(), 5000);
+  EXPECT_EQ(events[2].finished().timings().total_us(), 11500);  // text work included
   ASSERT_TRUE(stream_->ended().has_value());
   EXPECT_TRUE(stream_->ended()->status.ok());
   EXPECT_FALSE(stream_->ended()->more);

@@ -127,6 +127,36 @@ TEST(ServiceEndTest, SlowReadersEndAlone) {
   server.ExpectNothingHeld();
 }
 
+// A reader that takes all but the last event: the call is not its to keep open.
+TEST(ServiceEndTest, ReadersThatStallAtTheLastEventAreLetGo) {
+  TestServer::Options options = SlowOptions(0);
+  options.server.slow_reader_us = 50'000;
+  TestServer server(options);
+  grpc::ClientContext rpc;
+  const auto reader = server.generation().Generate(&rpc, IdsRequest({1}, 3));
+  v1::GenerateEvent event;
+  do {
+    ASSERT_TRUE(reader->Read(&event));
+  } while (!event.has_choice_finished());
+  std::this_thread::sleep_for(milliseconds(500));
+  EXPECT_THAT(server.registry().Serialize(), ::testing::HasSubstr("weir_open_streams 0\n"));
+  while (reader->Read(&event)) {
+  }
+  reader->Finish();
+  server.ExpectNothingHeld();
+}
+
+// Some clients write "for ever" as a deadline of centuries.
+TEST(ServiceEndTest, DeadlinesBeyondAllClocksAreNone) {
+  TestServer server(SlowOptions(0));
+  for (const int64_t seconds : {1'000'000'000LL, 10'000'000'000LL, 300'000'000'000LL}) {
+    grpc::ClientContext rpc;
+    rpc.set_deadline(
+        gpr_time_add(gpr_now(GPR_CLOCK_REALTIME), gpr_time_from_seconds(seconds, GPR_TIMESPAN)));
+    EXPECT_TRUE(server.Generate(IdsRequest({1}, 3), &rpc).status.ok()) << seconds << " s";
+  }
+}
+
 TEST(ServiceEndTest, DrainRefusesFinishesAndEnds) {
   TestServer server(SlowOptions(2000));
   grpc::ClientContext rpc;

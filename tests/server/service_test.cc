@@ -174,6 +174,7 @@ TEST(ServiceTest, ModelAndServerInfoTellTheTruth) {
   grpc::ClientContext rpc;
   ASSERT_TRUE(stub->GetModel(&rpc, {}, &model).ok());
   EXPECT_EQ(model.model().vocab_size(), kVocabSize);
+  EXPECT_EQ(model.limits().slots(), 16);
   EXPECT_EQ(model.model().state_bytes_per_sequence(), 1024);
   EXPECT_EQ(model.model().kv_bytes_per_token(), 32);
   EXPECT_TRUE(model.model().has_tokenizer());
