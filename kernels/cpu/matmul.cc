@@ -6,13 +6,14 @@
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/matmul_panels.h"
+#include "kernels/cpu/parallel_pieces.h"
 #include "kernels/cpu/scratch.h"
 
 namespace weir::kernels {
 namespace {
 
 // A task is worth handing to another thread from about this much: a few microseconds.
-constexpr int64_t kTaskWeightBytes = 256 << 10;
+constexpr int64_t kTaskWeightBytes = 96 << 10;
 constexpr int64_t kTaskMacs = 512 << 10;
 // Rows of a task of many rows: their packed input stays in the second-level cache beside the
 // weights that pass by, and is used for every panel of the task.
@@ -34,29 +35,42 @@ const char* PackInput(const PanelKernel& kernel, const TensorView& x, int64_t ti
   return packed;
 }
 
-// Tasks are a grid: blocks of tiles x ranges of panels. Elements are independent, so the grid
-// changes no result; it only balances the work.
-void RunTasks(const PanelProduct& product, const PanelKernel& kernel, Stream stream) {
-  const int64_t group = kernel.group;
+// Many rows: a grid of blocks of tiles x ranges of panels.
+void RunGrid(const PanelProduct& product, const PanelKernel& kernel, int64_t row_blocks,
+             int64_t unit, Stream stream) {
   const int64_t panels = (product.out + kPanel - 1) / kPanel;
   const int threads = stream.pool->num_threads();
-  const int64_t row_blocks = std::max<int64_t>(1, product.rows / kBlockRows);
-  const int64_t rows_per_block = product.rows / row_blocks;
-  const int64_t panel_bytes = product.depth * kPanel * 4;
-  const int64_t panel_macs = product.depth * kPanel * 2 * rows_per_block;
   // Enough tasks per thread that a slow thread does not hold the others up, none too small.
-  const int64_t min_panels =
-      std::min(kTaskWeightBytes / panel_bytes, kTaskMacs / panel_macs) / group * group + group;
   const int64_t wanted = threads == 1 ? row_blocks : std::max<int64_t>(row_blocks, 8 * threads);
   const int64_t ranges =
-      std::clamp<int64_t>(wanted / row_blocks, 1, std::max<int64_t>(1, panels / min_panels));
+      std::clamp<int64_t>(wanted / row_blocks, 1, std::max<int64_t>(1, panels / unit));
   stream.pool->ParallelFor(row_blocks * ranges, [&](int64_t task) {
     const int64_t block = task / ranges, range = task % ranges;
     PanelProduct part = product;
     part.first_tile = product.tiles * block / row_blocks;
     part.last_tile = product.tiles * (block + 1) / row_blocks;
-    part.first_panel = panels * range / ranges / group * group;
-    part.last_panel = range + 1 == ranges ? panels : panels * (range + 1) / ranges / group * group;
+    part.first_panel = panels * range / ranges;
+    part.last_panel = panels * (range + 1) / ranges;
+    kernel.product(part);
+  });
+}
+
+// Elements are independent, so how the work is cut changes no result; it only balances the work.
+void RunTasks(const PanelProduct& product, const PanelKernel& kernel, Stream stream) {
+  const int64_t tallest = (product.rows + product.tiles - 1) / product.tiles;
+  const int64_t group = kernel.group(static_cast<int>(tallest));
+  const int64_t panels = (product.out + kPanel - 1) / kPanel;
+  const int64_t row_blocks = std::max<int64_t>(1, product.rows / kBlockRows);
+  const int64_t panel_bytes = product.depth * kPanel * 4;
+  const int64_t panel_macs = product.depth * kPanel * 2 * (product.rows / row_blocks);
+  const int64_t unit =
+      std::min(kTaskWeightBytes / panel_bytes, kTaskMacs / panel_macs) / group * group + group;
+  if (row_blocks > 1) return RunGrid(product, kernel, row_blocks, unit, stream);
+  ParallelPieces(*stream.pool, panels, unit, [&](int64_t first, int64_t last) {
+    PanelProduct part = product;
+    part.last_tile = product.tiles;
+    part.first_panel = first;
+    part.last_panel = last;
     kernel.product(part);
   });
 }

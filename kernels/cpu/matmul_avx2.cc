@@ -131,9 +131,9 @@ void Interleave(const void* const (&rows)[kPanel], int64_t words, void* panel) {
 
 const PanelKernel kPanelsF32Avx2 = {
     TileElement::kF32, OpsF32::kElementBytes, OpsF32::kTallest, 6,
-    OpsF32::Group(1),  RunProduct<OpsF32>,    PackTileF32Plain, Interleave};
+    OpsF32::Group,     RunProduct<OpsF32>,    PackTileF32Plain, Interleave};
 const PanelKernel kPanelsBf16Avx2 = {
     TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest,    4,
-    OpsBf16::Group(1),     RunProduct<OpsBf16>,    PackTileF32PairPlain, Interleave};
+    OpsBf16::Group,        RunProduct<OpsBf16>,    PackTileF32PairPlain, Interleave};
 
 }  // namespace weir::kernels

@@ -127,9 +127,9 @@ void InterleaveAvx512(const void* const (&rows)[kPanel], int64_t words, void* pa
 
 const PanelKernel kPanelsF32Avx512 = {
     TileElement::kF32, OpsF32::kElementBytes, OpsF32::kTallest, 12,
-    OpsF32::Group(1),  RunProduct<OpsF32>,    PackTileF32,      InterleaveAvx512};
+    OpsF32::Group,     RunProduct<OpsF32>,    PackTileF32,      InterleaveAvx512};
 const PanelKernel kPanelsBf16Avx512 = {
     TileElement::kF32Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, 12,
-    OpsBf16::Group(1),     RunProduct<OpsBf16>,    PackTileF32Pair,   InterleaveAvx512};
+    OpsBf16::Group,        RunProduct<OpsBf16>,    PackTileF32Pair,   InterleaveAvx512};
 
 }  // namespace weir::kernels

@@ -13,16 +13,16 @@ struct OpsBf16 {
   using Weight = __m512bh;
   using Input = __m512bh;
   static constexpr int kElementBytes = 4;
-  static constexpr int kTallest = 16;
-  static constexpr int64_t kDepthBlock = 2048;
+  // 15 and 16 rows are two tiles over groups of three panels: two loads per five products. A tile
+  // of 16 rows and one panel loads as often as it multiplies, and waits for the loads.
+  static constexpr int kTallest = 14;
+  static constexpr int64_t kDepthBlock = 3072;
   static constexpr int64_t PrefetchBytes(int rows) {
-    return rows <= 2 ? 1024 : rows <= 8 ? 2048 : rows <= 14 ? 8192 : 12288;
+    return rows <= 2 ? 1024 : rows <= 8 ? 2048 : 8192;
   }
   // As many sums as 32 registers hold beside the weights of a step and one input; four streams
   // of weights for few rows, which wait for memory and not for registers.
-  static constexpr int Group(int rows) {
-    return rows <= 6 ? 4 : rows <= 8 ? 3 : rows <= 14 ? 2 : 1;
-  }
+  static constexpr int Group(int rows) { return rows <= 6 ? 4 : rows <= 8 ? 3 : 2; }
   static WEIR_INLINE Acc Zero() { return _mm512_setzero_ps(); }
   static WEIR_INLINE Acc LoadAcc(const float* p, int n) {
     return _mm512_maskz_loadu_ps(FirstLanes(n), p);
@@ -68,6 +68,6 @@ void PackTile(const float* x, int64_t x_stride, int64_t rows, int64_t in, void* 
 
 const PanelKernel kPanelsBf16Avx512Bf16 = {
     TileElement::kBf16Pair, OpsBf16::kElementBytes, OpsBf16::kTallest, 12,
-    OpsBf16::Group(1),      RunProduct<OpsBf16>,    PackTile,          InterleaveAvx512};
+    OpsBf16::Group,         RunProduct<OpsBf16>,    PackTile,          InterleaveAvx512};
 
 }  // namespace weir::kernels

@@ -18,6 +18,7 @@ namespace weir::kernels {
 
 inline constexpr int kPanel = 16;
 inline constexpr int kMaxTile = 16;
+inline constexpr int kMaxGroup = 4;
 
 enum class TileElement : unsigned char { kF32, kBf16Pair, kF32Pair };
 
@@ -54,7 +55,8 @@ struct PanelKernel {
   int element_bytes = 4;
   int tallest_single = 1;  // tallest tile when it is the only one: weights pass once
   int tallest_tile = 1;    // and when there are several
-  int group = 1;           // panels per inner loop of the tallest tile: tasks are multiples of it
+  // Panels per inner loop of tiles of that height, at most kMaxGroup.
+  int (*group)(int rows) = nullptr;
   void (*product)(const PanelProduct& p) = nullptr;
   // Interleaves `rows` rows of x [rows, in] into one tile.
   void (*pack_tile)(const float* x, int64_t x_stride, int64_t rows, int64_t in,

@@ -35,6 +35,8 @@ void Product(const PanelProduct& p, int element_floats, const Step& step) {
   }
 }
 
+int OnePanel(int) { return 1; }
+
 void ProductF32(const PanelProduct& p) {
   Product<float>(p, 1, [](float& sum, float w, const float* x) { sum += w * x[0]; });
 }
@@ -78,9 +80,9 @@ void PackTileF32PairPlain(const float* x, int64_t x_stride, int64_t rows, int64_
   }
 }
 
-const PanelKernel kPanelsF32Plain = {TileElement::kF32, 4,         1, 1, 1, ProductF32,
+const PanelKernel kPanelsF32Plain = {TileElement::kF32, 4,         1, 1, OnePanel, ProductF32,
                                      PackTileF32Plain,  Interleave};
-const PanelKernel kPanelsBf16Plain = {TileElement::kF32Pair, 8,         1, 1, 1, ProductBf16,
+const PanelKernel kPanelsBf16Plain = {TileElement::kF32Pair, 8,         1, 1, OnePanel, ProductBf16,
                                       PackTileF32PairPlain,  Interleave};
 
 }  // namespace weir::kernels

@@ -30,8 +30,25 @@ struct TileArgs {
   int last_lanes;     // of the last panel of the group
   bool resume;        // start from the sums in y
   const float* bias;  // at the first column, or null
-  int64_t prefetch;   // bytes ahead, 0: none
+  int64_t distance;   // weights are asked for this many bytes ahead of the step
+  // And, where `every` > 0, one step of each panel from `next` on for `every` steps of the tile.
+  const char* next;
+  int64_t every;
 };
+
+template <typename Ops, int R, int P>
+WEIR_INLINE void RunStep(typename Ops::Acc (&acc)[R][P], const char* x, const char* const (&w)[P],
+                         int64_t offset) {
+  typename Ops::Weight weight[P];
+#pragma GCC unroll 16
+  for (int p = 0; p < P; ++p) weight[p] = Ops::LoadWeight(w[p] + offset);
+#pragma GCC unroll 16
+  for (int r = 0; r < R; ++r) {
+    const typename Ops::Input input = Ops::LoadInput(x + r * Ops::kElementBytes);
+#pragma GCC unroll 16
+    for (int p = 0; p < P; ++p) acc[r][p] = Ops::Mac(acc[r][p], weight[p], input);
+  }
+}
 
 template <typename Ops, int R, int P>
 void RunTile(const TileArgs& a) {
@@ -56,31 +73,35 @@ void RunTile(const TileArgs& a) {
   const char* w[P];
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) w[p] = a.w + p * a.panel_bytes;
-  // Weights are asked for a fixed distance ahead; near the end of the panels that is the start of
-  // the panels of the next group.
   int64_t offset = 0;
   const int64_t end = a.depth * 64;
-  int64_t ahead = a.prefetch;
-  int64_t until = end > ahead ? end - ahead : 0;
-  for (;;) {
-    for (; offset < until; offset += 64) {
-      typename Ops::Weight weight[P];
+  if (a.every > 0) {
+    const char* next = a.next;
+    while (offset < end) {
 #pragma GCC unroll 16
-      for (int p = 0; p < P; ++p) {
-        weight[p] = Ops::LoadWeight(w[p] + offset);
-        __builtin_prefetch(w[p] + offset + ahead);
+      for (int p = 0; p < P; ++p) __builtin_prefetch(next + p * a.panel_bytes);
+      next += 64;
+      const int64_t pause = end - offset < a.every * 64 ? end : offset + a.every * 64;
+      for (; offset < pause; offset += 64, x += R * Ops::kElementBytes) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) __builtin_prefetch(w[p] + offset + a.distance);
+        RunStep<Ops, R, P>(acc, x, w, offset);
       }
-#pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const typename Ops::Input input = Ops::LoadInput(x + r * Ops::kElementBytes);
-#pragma GCC unroll 16
-        for (int p = 0; p < P; ++p) acc[r][p] = Ops::Mac(acc[r][p], weight[p], input);
-      }
-      x += R * Ops::kElementBytes;
     }
-    if (until == end) break;
-    until = end;
-    ahead += (P - 1) * a.panel_bytes;
+  } else {
+    // Near the end of the panels, the start of the panels of the next group is ahead.
+    int64_t ahead = a.distance;
+    int64_t until = end > ahead ? end - ahead : 0;
+    for (;;) {
+      for (; offset < until; offset += 64, x += R * Ops::kElementBytes) {
+#pragma GCC unroll 16
+        for (int p = 0; p < P; ++p) __builtin_prefetch(w[p] + offset + ahead);
+        RunStep<Ops, R, P>(acc, x, w, offset);
+      }
+      if (until == end) break;
+      until = end;
+      ahead += (P - 1) * a.panel_bytes;
+    }
   }
 #pragma GCC unroll 16
   for (int p = 0; p < P; ++p) {
@@ -96,38 +117,38 @@ void RunTile(const TileArgs& a) {
 }
 
 using TileFn = void (*)(const TileArgs&);
-struct TileFns {
-  TileFn group = nullptr;   // Ops::Group(rows) panels
-  TileFn taller = nullptr;  // Ops::Group(rows + 1) panels: beside tiles that are one row taller
-  TileFn single = nullptr;  // one panel
-};
 
-template <typename Ops, int R>
-constexpr void FillTileFns(TileFns* fns) {
-  if constexpr (R <= Ops::kTallest) {
-    fns[R] = {RunTile<Ops, R, Ops::Group(R)>, RunTile<Ops, R, Ops::Group(R + 1)>,
-              RunTile<Ops, R, 1>};
-    FillTileFns<Ops, R + 1>(fns);
-  }
-}
-
+// fns[height][panels]: a group has Ops::Group of its tallest tile panels or less.
 template <typename Ops>
 struct TileTable {
-  constexpr TileTable() { FillTileFns<Ops, 1>(fns); }
-  TileFns fns[kMaxTile + 1];
+  template <int R, int P>
+  constexpr void Fill() {
+    if constexpr (R <= Ops::kTallest) {
+      fns[R][P] = RunTile<Ops, R, P>;
+      if constexpr (P < Ops::Group(R)) {
+        Fill<R, P + 1>();
+      } else {
+        Fill<R + 1, 1>();
+      }
+    }
+  }
+  constexpr TileTable() { Fill<1, 1>(); }
+  TileFn fns[kMaxTile + 1][kMaxGroup + 1] = {};
 };
 
-// A group of panels stays in the second-level cache while the tiles pass by. Where the depth is too
-// long for that it is cut into blocks, and sums wait in y between them; one tile uses nothing
-// twice.
+// A group of panels stays in the second-level cache while the tiles pass by, and each of them asks
+// for its share of the next group, so that memory is never idle. Where the depth is too long for
+// that it is cut into blocks, and sums wait in y between them. One tile uses nothing twice and asks
+// a short distance ahead.
 template <typename Ops>
 void RunProduct(const PanelProduct& p) {
   static constexpr TileTable<Ops> kTable;
   const int64_t panel_bytes = p.depth * 64;
   const int64_t tallest = (p.rows + p.tiles - 1) / p.tiles;  // others are one row less
   const int64_t group = Ops::Group(static_cast<int>(tallest));
+  const int64_t tiles = p.last_tile - p.first_tile;
   const int64_t block = 2 * Ops::kDepthBlock / group;
-  const int64_t blocks = p.last_tile - p.first_tile == 1 ? 1 : (p.depth + block - 1) / block;
+  const int64_t blocks = tiles == 1 ? 1 : (p.depth + block - 1) / block;
   for (int64_t b = 0; b < blocks; ++b) {
     const int64_t begin = p.depth * b / blocks, end = p.depth * (b + 1) / blocks;
     TileArgs a;
@@ -135,9 +156,12 @@ void RunProduct(const PanelProduct& p) {
     a.depth = end - begin;
     a.y_stride = p.y_stride;
     a.resume = b > 0;
-    a.prefetch = blocks == 1 ? Ops::PrefetchBytes(static_cast<int>(tallest)) : 0;
+    a.distance = Ops::PrefetchBytes(static_cast<int>(tallest));
+    a.every = tiles > 1 ? tiles : 0;
     for (int64_t panel = p.first_panel, count; panel < p.last_panel; panel += count) {
-      count = p.last_panel - panel < group ? 1 : group;
+      // A group of one panel keeps too few sums under way: the last two share evenly.
+      const int64_t rest = p.last_panel - panel;
+      count = rest >= 2 * group || rest == group ? group : rest < group ? rest : (rest + 1) / 2;
       const int64_t left = p.out - (panel + count - 1) * kPanel;
       a.last_lanes = left < kPanel ? static_cast<int>(left) : kPanel;
       a.w = p.w + panel * panel_bytes + begin * 64;
@@ -147,8 +171,8 @@ void RunProduct(const PanelProduct& p) {
         const int64_t height = rows.last - rows.first;
         a.x = p.x + (rows.first * p.depth + begin * height) * Ops::kElementBytes;
         a.y = p.y + rows.first * p.y_stride + panel * kPanel;
-        const TileFns& fns = kTable.fns[height];
-        (count < group ? fns.single : height == tallest ? fns.group : fns.taller)(a);
+        a.next = a.w + count * panel_bytes + (a.depth * (t - p.first_tile) / tiles) * 64;
+        kTable.fns[height][count](a);
       }
     }
   }
