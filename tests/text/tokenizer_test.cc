@@ -303,5 +303,24 @@ TEST(TokenizerTest, LongTextsTakeLinearTime) {
   EXPECT_EQ(word->size(), size_t{1} << 20);
 }
 
+// The pattern looks for a line's end behind the run, at every length of it, and gives up.
+TEST(TokenizerTest, ATextThatThePatternGivesUpOnIsTheCallersFault) {
+  Json file = Json::parse(ReadData("tokenizers/byte_level_bpe/tokenizer.json"));
+  file["pre_tokenizer"]["use_regex"] = false;
+  file["pre_tokenizer"] = {{"type", "Sequence"},
+                           {"pretokenizers",
+                            {{{"type", "Split"},
+                              {"pattern", {{"Regex", "\\s*[\\r\\n]+|\\s+(?!\\S)|\\s+|\\S+"}}},
+                              {"behavior", "Isolated"},
+                              {"invert", false}},
+                             file["pre_tokenizer"]}}};
+  const auto tokenizer = Tokenizer::FromJson(file.dump());
+  ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();
+  EXPECT_TRUE((*tokenizer)->Encode(std::string(100'000, ' '), false).ok());
+  const auto ids = (*tokenizer)->Encode(std::string(11'000'000, ' '), false);
+  EXPECT_EQ(ids.status().code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(ids.status().message(), HasSubstr("too long for the tokenizer's pattern"));
+}
+
 }  // namespace
 }  // namespace weir::text

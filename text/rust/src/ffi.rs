@@ -1,7 +1,7 @@
 //! The C ABI of `include/weir_text.h`. It turns pointers into
 //! slices and back, and panics into errors. What the functions mean is said in the header.
 
-use crate::failure::{Code, Failure, Result};
+use crate::failure::{Failure, Result};
 use crate::template::{Chat, Templates};
 use crate::tokenizer::{LoadedTokenizer, Stream};
 use std::mem::ManuallyDrop;
@@ -77,7 +77,15 @@ unsafe fn entry(error: *mut Buffer, body: impl FnOnce() -> Result<()>) -> i32 {
         Ok(Err(failure)) => failure,
         Err(_) => {
             let text = panic_text().clone();
-            Failure { code: Code::Internal, message: format!("bug in the text library: {text}") }
+            // The crate's way to say that a pattern gave up on a text (a run of ten million spaces).
+            if text.contains("Regex search error") {
+                Failure::invalid(
+                    "the text cannot be tokenized: a run of one kind of character in it is too \
+                     long for the tokenizer's pattern",
+                )
+            } else {
+                Failure::internal(format!("bug in the text library: {text}"))
+            }
         }
     };
     put_bytes(error, failure.message.into_bytes());
