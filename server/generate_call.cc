@@ -69,12 +69,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   }
   void OnCancel() override { Cancel(); }
   void OnDone() override {
-    context_->metrics->CallEnded(Method::kGenerate, code_);
+    std::shared_ptr<GenerateCall> last;  // outlives the lock
+    {
+      std::lock_guard<std::mutex> lock(mutex_);
+      done_ = true;
+      context_->metrics->CallEnded(Method::kGenerate, code_);
+      last = std::move(self_);
+    }
     context_->open_streams.Add(-1);
-    std::shared_ptr<GenerateCall> last;
-    std::lock_guard<std::mutex> lock(mutex_);
-    done_ = true;
-    last = std::move(self_);  // outlives the lock: declared before it
   }
 
   // ResponseStream::Host
