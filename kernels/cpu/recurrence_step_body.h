@@ -13,6 +13,9 @@ namespace weir::kernels {
 namespace {
 
 constexpr int kTileRows = 4;
+// While rows are written, rows this many floats further are asked for: the read-modify-write of
+// short rows keeps the hardware from running ahead by itself. Heads lie one behind the other.
+constexpr int64_t kAhead = 1024;
 
 WEIR_INLINE int64_t RoundUp(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -101,6 +104,7 @@ WEIR_INLINE void StepRows(const RecurrenceJob& job, const StepOperands& ops, int
 #pragma GCC unroll 4
     for (int r = 0; r < kRows; ++r) {
       const Vec old = fresh ? Vec{} : Load(s + r * K + c) * dv;
+      __builtin_prefetch(s + r * K + c + kAhead);
       Store(s + r * K + c, Fma(kv, write[r], old));
     }
   }
