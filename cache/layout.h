@@ -12,6 +12,10 @@ struct StateLayout {
   // One page: `page_tokens` entries of K and V of every full-attention layer. 0: the model has none.
   int64_t page_bytes = 0;
   int32_t page_tokens = 0;
+  // A page before a sequence's position is never written again, so that forks may share it. Not so
+  // where attention is routed: it stores the tokens that picked it, one after another, and is
+  // behind the position by those that did not.
+  bool pages_fill_in_order = true;
 
   // Pages a sequence of `tokens` tokens holds.
   int32_t PagesFor(int64_t tokens) const {

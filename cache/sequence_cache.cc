@@ -28,8 +28,12 @@ SequenceCache::SequenceCache(const StateLayout& layout, const CacheSize& size)
 }
 
 int32_t SequenceCache::SharedPages(const FamilyShape& shape) const {
-  if (layout_.page_bytes == 0 || shape.sequences < 2) return 0;
-  return static_cast<int32_t>(shape.shared_tokens / layout_.page_tokens);
+  return shape.sequences < 2 ? 0 : SharedPages(shape.shared_tokens);
+}
+
+int32_t SequenceCache::SharedPages(int64_t tokens) const {
+  if (layout_.page_bytes == 0 || !layout_.pages_fill_in_order) return 0;
+  return static_cast<int32_t>(tokens / layout_.page_tokens);
 }
 
 MemoryNeed SequenceCache::NeedOf(const FamilyShape& shape) const {
@@ -68,14 +72,13 @@ std::vector<Reservation> SequenceCache::Reserve(const FamilyShape& shape) {
 void SequenceCache::Fork(const Reservation& from, const Reservation& to, int64_t tokens,
                          ForkCopies* copies) const {
   copies->slots.emplace_back(from.slot_, to.slot_);
-  if (layout_.page_bytes == 0) return;
-  const size_t whole = static_cast<size_t>(tokens / layout_.page_tokens);
-  WEIR_CHECK(whole <= from.pages_.size() && whole <= to.pages_.size()) << tokens << " tokens";
-  for (size_t i = 0; i < whole; ++i) {
-    WEIR_CHECK(from.pages_[i] == to.pages_[i]) << "page " << i << " is not shared";
-  }
-  if (tokens % layout_.page_tokens != 0) {
-    copies->pages.emplace_back(from.pages_.at(whole), to.pages_.at(whole));
+  const size_t shared = static_cast<size_t>(SharedPages(tokens));
+  const size_t all = static_cast<size_t>(layout_.PagesFor(tokens));
+  WEIR_CHECK(all <= from.pages_.size() && all <= to.pages_.size()) << tokens << " tokens";
+  for (size_t i = 0; i < all; ++i) {
+    const bool same = from.pages_[i] == to.pages_[i];
+    WEIR_CHECK(same == (i < shared)) << "page " << i << (same ? " is" : " is not") << " shared";
+    if (!same) copies->pages.emplace_back(from.pages_[i], to.pages_[i]);
   }
 }
 

@@ -45,7 +45,7 @@ class Reservation {
 struct FamilyShape {
   int32_t sequences = 1;
   int64_t tokens = 0;         // the longest each will grow, common prefix included
-  int64_t shared_tokens = 0;  // common prefix; its whole pages are held once
+  int64_t shared_tokens = 0;  // common prefix; its whole pages are held once, if the layout allows
 };
 
 struct MemoryNeed {
@@ -75,12 +75,14 @@ class SequenceCache {
   MemoryNeed Total() const { return {slots_.total(), pages_.total()}; }
 
   // The commit point: takes the memory of the whole family, one reservation per sequence. The first
-  // whole pages of the common prefix are the same in each block table.
+  // whole pages of the common prefix are the same in each block table, unless pages do not fill in
+  // order.
   // REQUIRES: Fits(NeedOf(shape), Free()).
   std::vector<Reservation> Reserve(const FamilyShape& shape);
 
   // What has to be copied so that `to`, of the same family, stands where `from` stands after
-  // `tokens` tokens: the slot, and the page that is only partly filled. Whole pages are shared.
+  // `tokens` tokens: the slot, and the pages that are not shared (of those that fill in order, the
+  // one that is only partly filled).
   // Appends to `copies`. REQUIRES: the pages before are shared by both.
   void Fork(const Reservation& from, const Reservation& to, int64_t tokens,
             ForkCopies* copies) const;
@@ -92,6 +94,7 @@ class SequenceCache {
  private:
   friend class Reservation;
   int32_t SharedPages(const FamilyShape& shape) const;
+  int32_t SharedPages(int64_t tokens) const;  // of a common prefix
 
   const StateLayout layout_;
   SlotPool slots_;

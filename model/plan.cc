@@ -28,6 +28,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dt
       out.mixers.push_back({slot, page});
       slot += AlignState(needs.slot_bytes);
       page += AlignState(needs.kv_bytes_per_token * page_tokens);
+      if (routed && needs.kv_bytes_per_token > 0) plan.layout.pages_fill_in_order = false;
       mixing = std::max(mixing, needs.scratch_floats);
       if (std::max({slot, page, 4 * mixing}) > kMaxPartBytes) {
         return absl::ResourceExhaustedError(

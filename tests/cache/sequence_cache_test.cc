@@ -120,6 +120,21 @@ TEST(SequenceCacheTest, ForkAtAPageBoundaryCopiesNoPage) {
   EXPECT_THAT(copies.pages, IsEmpty());
 }
 
+TEST(SequenceCacheTest, PagesThatDoNotFillInOrderAreNotShared) {
+  StateLayout layout = Layout(4);
+  layout.pages_fill_in_order = false;
+  SequenceCache cache(layout, {8, 100});
+  EXPECT_EQ(cache.NeedOf({3, 10, 9}).pages, 9);
+  std::vector<Reservation> held = cache.Reserve({2, 12, 9});
+  EXPECT_EQ(cache.pages().used(), 6);
+  ForkCopies copies;
+  cache.Fork(held[0], held[1], 9, &copies);
+  EXPECT_THAT(copies.pages, ElementsAre(Pair(held[0].pages()[0], held[1].pages()[0]),
+                                        Pair(held[0].pages()[1], held[1].pages()[1]),
+                                        Pair(held[0].pages()[2], held[1].pages()[2])));
+  cache.CheckIntegrity(Pointers(held));
+}
+
 TEST(SequenceCacheDeathTest, MistakesAbort) {
   SequenceCache cache(Layout(4), {2, 3});
   EXPECT_DEATH(cache.Reserve({3, 1, 0}), "needs 3 slots and 3 pages");
