@@ -106,10 +106,12 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       return Submit(std::move(request_.request.prompt));
     }
     const int64_t waits_since_us = context_->clock->NowUs();
-    const bool taken = context_->text_pool->TryAdd([self = shared_from_this(), waits_since_us] {
-      const absl::Status status = self->EncodeAndSubmit(waits_since_us);
-      if (!status.ok()) self->FinishEarly(status);
-    });
+    const bool taken = context_->text_pool->TryAdd(
+        [self = shared_from_this(), waits_since_us] {
+          const absl::Status status = self->EncodeAndSubmit(waits_since_us);
+          if (!status.ok()) self->FinishEarly(status);
+        },
+        bytes.Length());
     if (!taken) {
       return Exhausted("text_queue",
                        absl::StrCat("too many prompts wait to be tokenized (",

@@ -155,6 +155,9 @@ void AddCallOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
       Integer("text-threads", &o->text_threads, 1, 256, "Threads for templates and tokenizing."));
   table->push_back(Integer("max-waiting-texts", &o->max_waiting_texts, 1, 1 << 20,
                            "Calls that may wait for those threads; more are refused."));
+  table->push_back(Bytes("max-waiting-text-bytes", &o->max_waiting_text_bytes, 1024,
+                         int64_t{1} << 40,
+                         "Bytes of the requests that wait for them; more are refused."));
 }
 
 void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {

@@ -51,6 +51,7 @@ struct ServerOptions {
   int64_t slow_reader_us = 10'000'000;
   int64_t text_threads = 2;
   int64_t max_waiting_texts = 1024;
+  int64_t max_waiting_text_bytes = 256 << 20;
 
   // Connections and the end.
   int64_t keepalive_us = 30'000'000;

@@ -174,7 +174,8 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl->scheduler = scheduler;
   impl->metrics = std::make_unique<ServerMetrics>(*model, registry);
   impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
-                                               static_cast<size_t>(options.max_waiting_texts));
+                                               static_cast<size_t>(options.max_waiting_texts),
+                                               static_cast<size_t>(options.max_waiting_text_bytes));
   impl->delivery_pool = std::make_unique<WorkPool>(1, 0);
   impl->FillContext(options, model, clock);
   RETURN_IF_ERROR(impl->Build(options));

@@ -27,54 +27,59 @@ class TokenizerServiceImpl final : public Base {
   grpc::ServerUnaryReactor* Tokenize(grpc::CallbackServerContext* rpc,
                                      const grpc::ByteBuffer* request,
                                      grpc::ByteBuffer* response) override {
-    return OnTextThread(rpc, Method::kTokenize, [this, request, response]() -> absl::Status {
-      v1::TokenizeRequest message;
-      RETURN_IF_ERROR(ParseMessage(*request, &message));
-      ASSIGN_OR_RETURN(const PromptSource source, ValidateTokenize(message, *context_->model));
-      v1::TokenizeResponse answer;
-      ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
-                       EncodePrompt(source, *context_->model, answer.mutable_rendered()));
-      answer.mutable_ids()->Assign(ids.begin(), ids.end());
-      SerializeMessage(answer, response);
-      return absl::OkStatus();
-    });
+    return OnTextThread(
+        rpc, Method::kTokenize, request->Length(), [this, request, response]() -> absl::Status {
+          v1::TokenizeRequest message;
+          RETURN_IF_ERROR(ParseMessage(*request, &message));
+          ASSIGN_OR_RETURN(const PromptSource source, ValidateTokenize(message, *context_->model));
+          v1::TokenizeResponse answer;
+          ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
+                           EncodePrompt(source, *context_->model, answer.mutable_rendered()));
+          answer.mutable_ids()->Assign(ids.begin(), ids.end());
+          SerializeMessage(answer, response);
+          return absl::OkStatus();
+        });
   }
 
   grpc::ServerUnaryReactor* Detokenize(grpc::CallbackServerContext* rpc,
                                        const v1::DetokenizeRequest* request,
                                        v1::DetokenizeResponse* response) override {
-    return OnTextThread(rpc, Method::kDetokenize, [this, request, response]() -> absl::Status {
-      const ServedModel& model = *context_->model;
-      if (model.tokenizer == nullptr) {
-        return MissingPrecondition("TOKENIZER", model.name,
-                                   absl::StrCat("the model ", model.name,
-                                                " was loaded without a "
-                                                "tokenizer, so it cannot detokenize"));
-      }
-      const auto& ids = request->ids();
-      RETURN_IF_ERROR(
-          CheckIds("ids", ids.data(), static_cast<size_t>(ids.size()), model.limits.vocab_size));
-      // Rows of the embedding past the tokenizer's vocabulary are padding and have no text.
-      std::vector<int32_t> known;
-      known.reserve(static_cast<size_t>(ids.size()));
-      for (int32_t id : ids) {
-        if (id < model.tokenizer->vocab_size()) known.push_back(id);
-      }
-      const bool skip = request->has_skip_special_tokens() ? request->skip_special_tokens() : true;
-      ASSIGN_OR_RETURN(*response->mutable_text(), model.tokenizer->Decode(known, skip));
-      return absl::OkStatus();
-    });
+    return OnTextThread(
+        rpc, Method::kDetokenize, request->ByteSizeLong(),
+        [this, request, response]() -> absl::Status {
+          const ServedModel& model = *context_->model;
+          if (model.tokenizer == nullptr) {
+            return MissingPrecondition("TOKENIZER", model.name,
+                                       absl::StrCat("the model ", model.name,
+                                                    " was loaded without a "
+                                                    "tokenizer, so it cannot detokenize"));
+          }
+          const auto& ids = request->ids();
+          RETURN_IF_ERROR(CheckIds("ids", ids.data(), static_cast<size_t>(ids.size()),
+                                   model.limits.vocab_size));
+          // Rows of the embedding past the tokenizer's vocabulary are padding and have no text.
+          std::vector<int32_t> known;
+          known.reserve(static_cast<size_t>(ids.size()));
+          for (int32_t id : ids) {
+            if (id < model.tokenizer->vocab_size()) known.push_back(id);
+          }
+          const bool skip =
+              request->has_skip_special_tokens() ? request->skip_special_tokens() : true;
+          ASSIGN_OR_RETURN(*response->mutable_text(), model.tokenizer->Decode(known, skip));
+          return absl::OkStatus();
+        });
   }
 
  private:
   grpc::ServerUnaryReactor* OnTextThread(grpc::CallbackServerContext* rpc, Method method,
-                                         std::function<absl::Status()> work) {
+                                         size_t bytes, std::function<absl::Status()> work) {
     grpc::ServerUnaryReactor* reactor = rpc->DefaultReactor();
     const auto end = [this, reactor, method](const absl::Status& status) {
       context_->metrics->CallEnded(method, status.code());
       reactor->Finish(ToGrpc(status));
     };
-    const bool taken = context_->text_pool->TryAdd([work = std::move(work), end] { end(work()); });
+    const bool taken =
+        context_->text_pool->TryAdd([work = std::move(work), end] { end(work()); }, bytes);
     if (!taken) {
       end(Exhausted("text_queue", "too many prompts wait to be tokenized; try again later",
                     /*retry_after_ms=*/1000));

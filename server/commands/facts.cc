@@ -63,7 +63,7 @@ void PrintLimits(const ServerOptions& options, const ServedModel& served) {
   Row("queue", absl::StrCat("at most ", options.max_queued_requests, " requests, ",
                             options.max_queued_tokens, " prompt tokens"));
   Row("text", absl::StrCat(options.text_threads, " threads, at most ", options.max_waiting_texts,
-                           " prompts waiting"));
+                           " prompts, ", FormatBytes(options.max_waiting_text_bytes), ", waiting"));
   Row("request", absl::StrCat("at most ", FormatBytes(options.max_request_bytes), ", ",
                               options.max_stop_strings, " stop strings, ", options.max_logit_bias,
                               " logit biases, ", options.max_logprobs, " logprobs"));

@@ -42,6 +42,28 @@ TEST(WorkPoolTest, RefusesPastItsBound) {
   EXPECT_EQ(ran, 3);
 }
 
+TEST(WorkPoolTest, WhatTheWaitingHoldIsBounded) {
+  std::promise<void> hold;
+  std::promise<void> begun;
+  WorkPool pool(1, 100, 1000);
+  EXPECT_TRUE(pool.TryAdd(
+      [&] {
+        begun.set_value();
+        hold.get_future().wait();
+      },
+      700));
+  begun.get_future().wait();  // what runs does not count
+  EXPECT_TRUE(pool.TryAdd([] {}, 600));
+  EXPECT_FALSE(pool.TryAdd([] {}, 401));
+  EXPECT_TRUE(pool.TryAdd([] {}, 400));
+  EXPECT_FALSE(pool.TryAdd([] {}, 1));
+  std::promise<void> over;
+  pool.Add([&] { over.set_value(); });
+  hold.set_value();
+  over.get_future().wait();
+  EXPECT_TRUE(pool.TryAdd([] {}, 5000));  // alone, as large as it likes
+}
+
 TEST(WorkPoolTest, WhatATaskHoldsGoesWhenItHasRun) {
   auto held = std::make_shared<int>(1);
   std::weak_ptr<int> watch = held;
