@@ -53,10 +53,14 @@ format:          ## clang-format every C++ file of the project
 	@git ls-files '*.cc' '*.h' | xargs clang-format -i
 
 asan:            ## unit tests under AddressSanitizer and UBSan: build-asan
-	@$(MAKE) --no-print-directory test BUILD=build-asan CMAKE_FLAGS="-DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF"
+	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=1 \
+	  $(MAKE) --no-print-directory test BUILD=build-asan \
+	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF"
 
 tsan:            ## unit tests under ThreadSanitizer: build-tsan
-	@$(MAKE) --no-print-directory test BUILD=build-tsan CMAKE_FLAGS="-DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF"
+	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/server/tsan.supp \
+	  $(MAKE) --no-print-directory test BUILD=build-tsan \
+	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF"
 
 clean:           ## remove the build folders
 	@rm -rf build build-*
