@@ -174,7 +174,9 @@ std::optional<double> ServerProcess::Metric(const std::string& series) {
 void ServerProcess::ExpectNothingHeld() {
   const Clock::time_point start = Clock::now();
   v1::ServerLoad load = Info().load();
-  while ((load.open_streams() > 0 || load.running_sequences() > 0 || load.queued_requests() > 0) &&
+  // A sequence that has ended keeps its memory until no step in flight touches it.
+  while ((load.open_streams() > 0 || load.running_sequences() > 0 || load.queued_requests() > 0 ||
+          load.slots_used() > 0 || load.pages_used() > 0) &&
          SecondsSince(start) < 20) {
     std::this_thread::sleep_for(std::chrono::milliseconds(5));
     load = Info().load();
