@@ -2,7 +2,6 @@
 
 #include <arpa/inet.h>
 #include <fcntl.h>
-#include <grpcpp/generic/generic_stub.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/socket.h>
@@ -226,31 +225,6 @@ v1::GenerateRequest LongRequest(int max_tokens) {
   request.mutable_stopping()->set_ignore_eos(true);
   request.mutable_sampling()->set_seed(1);
   return request;
-}
-
-grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                     const std::string& request, std::string* answer) {
-  grpc::ClientContext rpc;
-  const grpc::Slice slice(request);
-  const grpc::ByteBuffer bytes(&slice, 1);
-  grpc::CompletionQueue queue;
-  grpc::GenericStub stub(channel);
-  const auto call = stub.PrepareUnaryCall(&rpc, method, bytes, &queue);
-  call->StartCall();
-  grpc::ByteBuffer got;
-  grpc::Status status;
-  call->Finish(&got, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  EXPECT_TRUE(queue.Next(&tag, &ok));
-  std::vector<grpc::Slice> slices;
-  answer->clear();
-  if (got.Valid() && got.Dump(&slices).ok()) {
-    for (const grpc::Slice& part : slices) {
-      answer->append(reinterpret_cast<const char*>(part.begin()), part.size());
-    }
-  }
-  return status;
 }
 
 std::string HttpGet(const std::string& address, const std::string& path) {

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "tests/support/raw_call.h"
 #include "weir/v1/generate.grpc.pb.h"
 #include "weir/v1/info.grpc.pb.h"
 
@@ -78,10 +79,6 @@ Answer Generate(v1::GenerationService::Stub& stub, const v1::GenerateRequest& re
 
 // `count` ids that run for exactly `max_tokens` tokens.
 v1::GenerateRequest LongRequest(int max_tokens);
-
-// A call with one request and at most one answer, both as bytes: for what no generated stub would send.
-grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                     const std::string& request, std::string* answer);
 
 // HTTP GET of http://address/path; "" when it fails.
 std::string HttpGet(const std::string& address, const std::string& path);

@@ -1,6 +1,5 @@
 #include "tests/server/test_server.h"
 
-#include <grpcpp/generic/generic_stub.h>
 
 #include "core/check.h"
 #include "google/rpc/error_details.pb.h"
@@ -73,31 +72,6 @@ void TestServer::ExpectNothingHeld() {
   EXPECT_EQ(stats.running_sequences, 0);
   EXPECT_EQ(stats.slots_used, 0);
   EXPECT_EQ(stats.pages_used, 0);
-}
-
-grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                     const std::string& request, std::string* answer) {
-  grpc::ClientContext rpc;
-  const grpc::Slice slice(request);
-  const grpc::ByteBuffer bytes(&slice, 1);
-  grpc::CompletionQueue queue;
-  grpc::GenericStub stub(channel);
-  const auto call = stub.PrepareUnaryCall(&rpc, method, bytes, &queue);
-  call->StartCall();
-  grpc::ByteBuffer got;
-  grpc::Status status;
-  call->Finish(&got, &status, nullptr);
-  void* tag = nullptr;
-  bool ok = false;
-  WEIR_CHECK(queue.Next(&tag, &ok));
-  std::vector<grpc::Slice> slices;
-  answer->clear();
-  if (got.Valid() && got.Dump(&slices).ok()) {
-    for (const grpc::Slice& part : slices) {
-      answer->append(reinterpret_cast<const char*>(part.begin()), part.size());
-    }
-  }
-  return status;
 }
 
 bool IsServing(const std::shared_ptr<grpc::Channel>& channel, const std::string& service) {

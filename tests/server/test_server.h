@@ -15,6 +15,7 @@
 #include "server/served_model.h"
 #include "server/server.h"
 #include "tests/support/fake_executor.h"
+#include "tests/support/raw_call.h"
 #include "weir/v1/generate.grpc.pb.h"
 
 namespace weir::testing {
@@ -67,10 +68,6 @@ class TestServer {
   std::unique_ptr<v1::GenerationService::Stub> generation_;
 };
 
-// A call with one request and at most one answer, both as bytes: for what no generated stub would
-// send.
-grpc::Status CallRaw(const std::shared_ptr<grpc::Channel>& channel, const std::string& method,
-                     const std::string& request, std::string* answer);
 // grpc.health.v1: whether `service` ("": the server) is SERVING.
 bool IsServing(const std::shared_ptr<grpc::Channel>& channel, const std::string& service);
 
