@@ -53,6 +53,14 @@ class TensorView {
   // dimension 1 only: [T, H*D] -> [T, H, D].
   TensorView Reshape(std::initializer_list<int64_t> shape) const;
 
+  // Same shape and strides, in elements, over other memory.
+  TensorView At(void* data, DType dtype) const {
+    TensorView view = *this;
+    view.data_ = data;
+    view.dtype_ = dtype;
+    return view;
+  }
+
   // "[3, 64] bf16"
   std::string ToString() const;
 

@@ -12,7 +12,7 @@ struct BlockCopy {
   int64_t from = 0;  // index of a block of `block_bytes`
   int64_t to = 0;
 };
-// Copies whole blocks inside one pool, in order.
+// Copies whole blocks inside one pool, in order; on CUDA enqueued.
 void CopyBlocks(void* base, int64_t block_bytes, absl::Span<const BlockCopy> copies, Stream stream);
 
 }  // namespace weir::kernels

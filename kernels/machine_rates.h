@@ -7,8 +7,8 @@
 namespace weir::kernels {
 
 // Bytes per second that all threads of the pool together read from memory, in order, from a buffer
-// several times the size of the last-level cache; the best of several passes. Takes about 0.3 s. 0 when
-// the buffer cannot be had.
+// several times the size of the last-level cache; the best of several passes. Takes about 0.3 s. 0
+// when the buffer cannot be had.
 double MeasureReadBandwidth(Stream stream);
 
 // Floating-point operations per second (a multiply-add is two) of a loop over registers with the

@@ -1,10 +1,12 @@
 // Linear layers: y = x W^T (+ bias), W [out, in] as stored in checkpoints.
 #pragma once
 
+#include "absl/types/span.h"
 #include "core/buffer.h"
 #include "core/status.h"
 #include "core/stream.h"
 #include "core/tensor.h"
+#include "kernels/short_conv.h"
 
 namespace weir::kernels {
 
@@ -16,16 +18,19 @@ class PackedMatrix {
  public:
   PackedMatrix() = default;
 
-  // `weight` [out, in] f32, bf16 or f16 (contiguous rows, any alignment); `compute` kF32 or kBF16: the
-  // type in which the weight is kept and multiplied (products of bf16 accumulate in f32).
-  // The view's memory may go away afterwards. ResourceExhausted when memory is not to be had.
+  // `weight` [out, in] f32, bf16 or f16 (contiguous rows, any alignment); `compute` kF32 or kBF16:
+  // the type in which the weight is kept and multiplied (products of bf16 accumulate in f32). The
+  // view's memory may go away afterwards. ResourceExhausted when memory is not to be had.
   static absl::StatusOr<PackedMatrix> Pack(TensorView weight, DType compute, Stream stream);
   // Rows stacked in the order given. All have the same `in`.
-  static absl::StatusOr<PackedMatrix> PackStacked(const TensorView* weights, int count, DType compute,
-                                                  Stream stream);
+  static absl::StatusOr<PackedMatrix> PackStacked(const TensorView* weights, int count,
+                                                  DType compute, Stream stream);
   // As Pack with small deterministic pseudo-random values: for benchmarks without a checkpoint.
   static absl::StatusOr<PackedMatrix> Random(int64_t out, int64_t in, DType compute, uint64_t seed,
                                              float stddev, Stream stream);
+
+  // Takes over a weight that lies on the device, [out, in] of `compute`.
+  static PackedMatrix OnDevice(Buffer data, int64_t out, int64_t in, DType compute);
 
   bool defined() const { return out_ > 0; }
   int64_t out() const { return out_; }
@@ -33,21 +38,43 @@ class PackedMatrix {
   DType compute() const { return compute_; }
   int64_t bytes() const { return static_cast<int64_t>(data_.size_bytes()); }
   const void* raw() const { return data_.data(); }
+  // CUDA: the weight as stored on the device, [out, in] of compute(), rows contiguous. Undefined on
+  // the CPU.
+  TensorView table() const;
+  Device device() const { return device_; }
   // Row `row` back as f32 (embedding look-up of tied heads; exact).
   void UnpackRow(int64_t row, float* out) const;
 
  private:
   int64_t out_ = 0, in_ = 0;
   DType compute_ = DType::kF32;
+  Device device_ = Device::kCpu;
   Buffer data_;
 };
 
-// y[t, :] = x[t, :] W^T + bias. Each output element is accumulated over `in` in one fixed order that
-// does not depend on the number of rows, on the threads or on neighbours: a row's result is
-// bit-identical at every batch size. Decode (few rows) streams W at memory speed; prefill is blocked.
+// y[t, :] = x[t, :] W^T + bias. Each output element is accumulated over `in` in one fixed order
+// that does not depend on the number of rows, on the threads or on neighbours: a row's result is
+// bit-identical at every batch size. Decode (few rows) streams W at memory speed; prefill is
+// blocked.
 //   x    [rows, in] f32, strided rows allowed (rounded to bf16 inside when W is bf16)
 //   bias [out] f32 or undefined
 //   y    [rows, out] f32, strided rows allowed; must not alias x
+//
+// CUDA: x f32 or bf16, y f32 or bf16, any pairing. Products of bf16 accumulate in f32, f32 is never
+// rounded to tf32. Up to kStreamRows rows a row's result is bit-identical at every batch size (our
+// own kernels, one fixed order per weight shape); above, the library's kernel for that size is
+// used. Does not allocate, does not synchronise, safe inside graph capture.
 void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream);
+inline constexpr int64_t kStreamRows = 64;
+
+// y = act(x Wg^T + bg) * (x Wu^T + bu), weight = [Wg; Wu] stacked, bias [2 * n] or undefined.
+//   y [rows, n]; both [rows, 2 * n] of y's type receives the two products where they are not fused.
+void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
+                 TensorView both, TensorView y, Stream stream);
+
+// CUDA: chooses and caches the kernels for these row counts by measuring them on this device (about
+// a millisecond per distinct shape and count). Other counts use the plan of the next larger one
+// measured or the library's heuristic. No-op on the CPU.
+void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream);
 
 }  // namespace weir::kernels

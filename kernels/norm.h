@@ -1,4 +1,5 @@
 // Normalisations. All compute in f32; rows are independent, so results do not depend on the batch.
+// "f32" of an activation below reads "f32, on CUDA f32 or bf16, x and out alike"; weights are f32.
 #pragma once
 
 #include "core/stream.h"
@@ -14,27 +15,28 @@ struct RmsNormArgs {
   TensorView weight;  // [n], or [group] shared by all groups; undefined: ones. f32
   int64_t group = 0;  // divides n; 0: n
   float eps = 1e-6f;
-  TensorView out;     // [rows, n] f32; may be x
+  TensorView out;  // [rows, n] f32; may be x
 };
 void RmsNorm(const RmsNormArgs& args, Stream stream);
 
 // y = (x - mean) / sqrt(var + eps) * weight + bias over a row.
 struct LayerNormArgs {
-  TensorView x;  // [rows, n] f32
+  TensorView x;             // [rows, n] f32 (the residual stream); out: the activations' type
   TensorView weight, bias;  // [n] f32; undefined: ones, zeros
   float eps = 1e-5f;
   TensorView out;  // [rows, n] f32; may be x
 };
 void LayerNorm(const LayerNormArgs& args, Stream stream);
 
-// h += scale * delta; y = rms_norm(h) in one pass: what joins two blocks. delta undefined: norm only.
+// h += scale * delta; y = rms_norm(h) in one pass: what joins two blocks. delta undefined: norm
+// only. The residual stream h is f32 on every device; delta and out have the activations' type.
 struct AddRmsNormArgs {
-  TensorView h;       // [rows, n] f32, updated in place
-  TensorView delta;   // [rows, n] f32 or undefined
+  TensorView h;      // [rows, n] f32, updated in place
+  TensorView delta;  // [rows, n] f32 or undefined
   float scale = 1.0f;
   TensorView weight;  // [n] f32
   float eps = 1e-6f;
-  TensorView out;     // [rows, n] f32
+  TensorView out;  // [rows, n] f32
 };
 void AddRmsNorm(const AddRmsNormArgs& args, Stream stream);
 

@@ -24,13 +24,13 @@ struct SampleRow {
   float presence_penalty = 0.0f;    // subtracted once from each generated token
   float frequency_penalty = 0.0f;   // subtracted per occurrence among the generated tokens
   uint64_t seed = 0;
-  uint64_t draw = 0;  // index of the generated token: counter of the generator
+  uint64_t draw = 0;                    // index of the generated token: counter of the generator
   absl::Span<const int32_t> prompt;     // for repetition_penalty; empty when it is 1
   absl::Span<const int32_t> generated;  // for all penalties; empty when they are off
   absl::Span<const std::pair<int32_t, float>> logit_bias;
-  absl::Span<const int32_t> forbidden;        // never sampled (stop ids below min_tokens)
-  absl::Span<const uint32_t> allowed_mask;    // bit per id; empty: all allowed
-  int32_t num_top_logprobs = -1;              // -1: no logprob wanted; 0: of the token only
+  absl::Span<const int32_t> forbidden;      // never sampled (stop ids below min_tokens)
+  absl::Span<const uint32_t> allowed_mask;  // bit per id; empty: all allowed
+  int32_t num_top_logprobs = -1;            // -1: no logprob wanted; 0: of the token only
 };
 
 struct SampleResult {
@@ -40,13 +40,13 @@ struct SampleResult {
   absl::Span<std::pair<int32_t, float>> top;
 };
 
-// logits [rows, vocab] f32; overwritten. results has rows entries. Deterministic: depends on the row
-// alone. If every token is forbidden or every logit is NaN, token is -1.
+// logits [rows, vocab] f32; overwritten. results has rows entries. Deterministic: depends on the
+// row alone. If every token is forbidden or every logit is NaN, token is -1.
 void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<SampleResult> results,
             Stream stream);
 
 // Log probability of `targets[i]` and the top entries under row i, for prompt logprobs.
-void LogProbs(TensorView logits, absl::Span<const int32_t> targets, absl::Span<SampleResult> results,
-              Stream stream);
+void LogProbs(TensorView logits, absl::Span<const int32_t> targets,
+              absl::Span<SampleResult> results, Stream stream);
 
 }  // namespace weir::kernels

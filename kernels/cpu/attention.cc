@@ -4,12 +4,16 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <utility>
 #include <vector>
 
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/attention_kernel.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/norm.h"
+#include "kernels/pointwise.h"
 
 namespace weir::kernels {
 namespace {
@@ -357,10 +361,49 @@ void ForTokens(const Shape& s, Stream stream, const Fn& fn) {
   });
 }
 
+// [tokens, heads, head_dim] with strided tokens as [tokens, heads * head_dim].
+TensorView HeadsAsRows(const TensorView& x) {
+  const int64_t width = x.size(1) * x.size(2);
+  TensorView wide(x.raw(), x.dtype(), {x.size(0), std::max(x.row_stride(), width)});
+  return wide.Columns(0, width);
+}
+
+// In place on q and k.
+void NormAndRotate(const AttentionArgs& args, Stream stream) {
+  const int64_t head_dim = args.q.size(2), tokens = args.q.size(0);
+  for (const auto& [x, weight] : {std::pair{args.q, args.q_norm}, {args.k, args.k_norm}}) {
+    const TensorView rows = HeadsAsRows(x);
+    if (weight.defined()) RmsNorm({rows, weight, head_dim, args.norm_eps, rows}, stream);
+    if (args.inv_freq.defined() && tokens > 0) Rotary({x, args.positions, args.inv_freq}, stream);
+  }
+}
+
+void ApplyGate(const AttentionArgs& args, Stream stream) {
+  if (!args.gate.defined()) return;
+  const TensorView rows = HeadsAsRows(args.out);
+  GateMultiply(args.gate, rows, Activation::kSigmoid, rows, stream);
+}
+
 }  // namespace
 
+int64_t AttentionScratchBytes(int heads, int kv_heads, int head_dim, int64_t tokens,
+                              int64_t sequences, int64_t max_entries, DType activation,
+                              Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) {
+      return gpu::AttentionScratchBytes(heads, kv_heads, head_dim, tokens, sequences, max_entries,
+                                        activation);
+    }
+  }
+  return 0;
+}
+
 void PagedAttention(const AttentionArgs& args, const PagedKv& kv, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::PagedAttention(args, kv, stream);
+  }
   const Shape s = CheckShapes(args, kv.dtype);
+  NormAndRotate(args, stream);
   const AttentionKernel& kernel = FindKernel();
   const Pages pages(kv, s);
   const int64_t width = s.kv_heads * s.head_dim;
@@ -371,11 +414,16 @@ void PagedAttention(const AttentionArgs& args, const PagedKv& kv, Stream stream)
   });
   ZeroPadding(args, s);
   Attention<Pages>(args, s, pages).Run(stream);
+  ApplyGate(args, stream);
 }
 
 void WindowAttention(const AttentionArgs& args, const RingKv& ring, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::WindowAttention(args, ring, stream);
+  }
   const Shape s = CheckShapes(args, ring.dtype);
   WEIR_CHECK(ring.window > 0) << ring.window;
+  NormAndRotate(args, stream);
   const AttentionKernel& kernel = FindKernel();
   const int64_t width = s.kv_heads * s.head_dim, row_bytes = width * DTypeSize(ring.dtype);
   // Queries see old entries that the new ones will overwrite: the new ones wait here, as stored.
@@ -389,6 +437,7 @@ void WindowAttention(const AttentionArgs& args, const RingKv& ring, Stream strea
   ZeroPadding(args, s);
   const Ring source(ring, s, new_keys, new_values);
   Attention<Ring>(args, s, source).Run(stream);
+  ApplyGate(args, stream);
   ForTokens(s, stream, [&](int64_t seq, int64_t t) {
     if (t < s.offsets[seq + 1] - ring.window) return;  // overwritten within the run
     const int64_t j = s.cached[seq] + t - s.offsets[seq];

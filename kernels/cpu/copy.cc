@@ -6,11 +6,15 @@
 
 #include "core/check.h"
 #include "core/thread_pool.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 
 void CopyBlocks(void* base, int64_t block_bytes, absl::Span<const BlockCopy> copies,
                 Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::CopyBlocks(base, block_bytes, copies, stream);
+  }
   constexpr int64_t kMinBytes = 256 << 10;  // per thread: less is not worth waking one
   char* pool = static_cast<char*>(base);
   for (const BlockCopy& copy : copies) {

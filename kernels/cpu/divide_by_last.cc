@@ -1,10 +1,14 @@
 #include "core/check.h"
 #include "core/thread_pool.h"
 #include "kernels/pointwise.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 
 void DivideByLast(TensorView x, float eps, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::DivideByLast(x, eps, out, stream);
+  }
   WEIR_CHECK(x.rank() == 3 && out.rank() == 3 && x.size(0) == out.size(0) &&
              x.size(1) == out.size(1) && x.size(2) == out.size(2) + 1)
       << x.ToString() << " against " << out.ToString();

@@ -10,6 +10,7 @@
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/machine_rates_loops.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -67,6 +68,9 @@ double Seconds() {
 }  // namespace
 
 double MeasureReadBandwidth(Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::MeasureReadBandwidth(stream);
+  }
   absl::StatusOr<Buffer> buffer = Buffer::Allocate(kReadBytes, "the bandwidth measurement");
   if (!buffer.ok()) return 0.0;
   const char* data = reinterpret_cast<const char*>(buffer->data());
@@ -89,6 +93,9 @@ double MeasureReadBandwidth(Stream stream) {
 }
 
 double MeasureMatrixRate(DType compute, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::MeasureMatrixRate(compute, stream);
+  }
   const RateLoop loop = FindRateLoop(compute);
   int64_t iterations = 64;
   for (;; iterations *= 2) {

@@ -8,6 +8,8 @@
 #include "kernels/cpu/matmul_panels.h"
 #include "kernels/cpu/parallel_pieces.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
+#include "kernels/pointwise.h"
 
 namespace weir::kernels {
 namespace {
@@ -95,6 +97,9 @@ const PanelKernel& FindPanelKernel(bool bf16) {
 
 void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y,
             Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::MatMul(x, weight, bias, y, stream);
+  }
   const int64_t rows = x.size(0);
   WEIR_CHECK(weight.defined() && x.rank() == 2 && x.size(1) == weight.in()) << x.ToString();
   WEIR_CHECK(y.rank() == 2 && y.size(0) == rows && y.size(1) == weight.out()) << y.ToString();
@@ -118,6 +123,26 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
     product.x = PackInput(kernel, x, product.tiles, product.depth, stream);
   }
   RunTasks(product, kernel, stream);
+}
+
+void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
+                 TensorView both, TensorView y, Stream stream) {
+  const int64_t n = y.size(1);
+  WEIR_CHECK(weight.out() == 2 * n && both.size(1) == 2 * n)
+      << y.ToString() << ", " << both.ToString();
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) {
+      return gpu::MatMulGated(x, weight, bias, activation, both, y, stream);
+    }
+  }
+  MatMul(x, weight, bias, both, stream);
+  GateMultiply(both.Columns(0, n), both.Columns(n, n), activation, y, stream);
+}
+
+void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) gpu::TuneMatMul(weight, rows, stream);
+  }
 }
 
 }  // namespace weir::kernels

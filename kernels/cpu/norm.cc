@@ -6,6 +6,7 @@
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/norm_rows.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -49,6 +50,9 @@ const float* VectorOf(const TensorView& x, int64_t n) {
 }  // namespace
 
 void RmsNorm(const RmsNormArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::RmsNorm(args, stream);
+  }
   GatedRmsNormArgs gated;
   gated.x = args.x;
   gated.weight = args.weight;
@@ -59,6 +63,9 @@ void RmsNorm(const RmsNormArgs& args, Stream stream) {
 }
 
 void LayerNorm(const LayerNormArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::LayerNorm(args, stream);
+  }
   CheckSame(args.x, args.out);
   LayerNormRows a;
   a.n = args.x.size(1);
@@ -73,6 +80,9 @@ void LayerNorm(const LayerNormArgs& args, Stream stream) {
 }
 
 void AddRmsNorm(const AddRmsNormArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::AddRmsNorm(args, stream);
+  }
   CheckSame(args.h, args.out);
   AddRmsRows a;
   a.n = args.h.size(1);
@@ -93,6 +103,9 @@ void AddRmsNorm(const AddRmsNormArgs& args, Stream stream) {
 }
 
 void GatedRmsNorm(const GatedRmsNormArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::GatedRmsNorm(args, stream);
+  }
   CheckSame(args.x, args.out);
   WEIR_CHECK(args.activation == Activation::kSilu || args.activation == Activation::kSigmoid)
       << "the gate of a norm is silu or sigmoid";
@@ -120,6 +133,9 @@ void GatedRmsNorm(const GatedRmsNormArgs& args, Stream stream) {
 }
 
 void L2Norm(const L2NormArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::L2Norm(args, stream);
+  }
   CheckSame(args.x, args.out);
   L2Rows a;
   a.n = args.x.size(1);

@@ -10,6 +10,7 @@
 #include "core/thread_pool.h"
 #include "kernels/cpu/matmul_panels.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
 #include "kernels/matmul.h"
 
 namespace weir::kernels {
@@ -103,6 +104,9 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Pack(TensorView weight, DType compute
 
 absl::StatusOr<PackedMatrix> PackedMatrix::PackStacked(const TensorView* weights, int count,
                                                        DType compute, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::PackStacked(weights, count, compute, stream);
+  }
   WEIR_CHECK(count > 0) << "nothing to pack";
   WEIR_CHECK(compute == DType::kF32 || compute == DType::kBF16) << DTypeName(compute);
   PackedMatrix packed;
@@ -137,6 +141,11 @@ absl::StatusOr<PackedMatrix> PackedMatrix::PackStacked(const TensorView* weights
 
 absl::StatusOr<PackedMatrix> PackedMatrix::Random(int64_t out, int64_t in, DType compute,
                                                   uint64_t seed, float stddev, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) {
+      return gpu::RandomMatrix(out, in, compute, seed, stddev, stream);
+    }
+  }
   WEIR_CHECK(compute == DType::kF32 || compute == DType::kBF16) << DTypeName(compute);
   PackedMatrix packed;
   packed.out_ = out;
@@ -170,6 +179,21 @@ absl::StatusOr<PackedMatrix> PackedMatrix::Random(int64_t out, int64_t in, DType
     }
   });
   return packed;
+}
+
+PackedMatrix PackedMatrix::OnDevice(Buffer data, int64_t out, int64_t in, DType compute) {
+  PackedMatrix packed;
+  packed.out_ = out;
+  packed.in_ = in;
+  packed.compute_ = compute;
+  packed.device_ = Device::kCuda;
+  packed.data_ = std::move(data);
+  return packed;
+}
+
+TensorView PackedMatrix::table() const {
+  if (device_ == Device::kCpu) return {};
+  return TensorView(data_.data(), compute_, {out_, in_});
 }
 
 void PackedMatrix::UnpackRow(int64_t row, float* out) const {

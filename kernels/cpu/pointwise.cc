@@ -6,6 +6,7 @@
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/pointwise_rows.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -53,6 +54,9 @@ void ForRows(int64_t rows, int64_t width, Stream stream, const Fn& fn) {
 
 void GateMultiply(TensorView gate, TensorView up, Activation activation, TensorView out,
                   Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::GateMultiply(gate, up, activation, out, stream);
+  }
   CheckSame(gate, up);
   CheckSame(gate, out);
   const int64_t n = Width(gate);
@@ -64,6 +68,9 @@ void GateMultiply(TensorView gate, TensorView up, Activation activation, TensorV
 }
 
 void Activate(TensorView x, Activation activation, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Activate(x, activation, out, stream);
+  }
   CheckSame(x, out);
   const int64_t n = Width(x);
   const PointwiseTable& table = Table();
@@ -73,6 +80,9 @@ void Activate(TensorView x, Activation activation, TensorView out, Stream stream
 }
 
 void Multiply(TensorView a, TensorView b, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Multiply(a, b, out, stream);
+  }
   CheckSame(a, b);
   CheckSame(a, out);
   const int64_t n = Width(a);
@@ -83,6 +93,9 @@ void Multiply(TensorView a, TensorView b, TensorView out, Stream stream) {
 }
 
 void AddScaled(TensorView h, TensorView delta, float scale, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::AddScaled(h, delta, scale, stream);
+  }
   CheckSame(h, delta);
   const int64_t n = Width(h);
   const PointwiseTable& table = Table();
@@ -92,6 +105,9 @@ void AddScaled(TensorView h, TensorView delta, float scale, Stream stream) {
 
 void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorView weight,
                       Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::ScatterAddScaled(h, delta, rows, weight, stream);
+  }
   WEIR_CHECK(rows.size(0) == delta.size(0) && weight.size(0) == delta.size(0) &&
              (delta.size(0) == 0 || Width(h) == Width(delta)))
       << h.ToString() << " " << delta.ToString() << " " << rows.ToString();
@@ -105,6 +121,9 @@ void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorVie
 }
 
 void GatherRows(TensorView x, TensorView rows, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::GatherRows(x, rows, out, stream);
+  }
   WEIR_CHECK(rows.size(0) == out.size(0) && (out.size(0) == 0 || Width(x) == Width(out)))
       << x.ToString() << " " << rows.ToString() << " " << out.ToString();
   const int64_t n = Width(out);
@@ -116,6 +135,9 @@ void GatherRows(TensorView x, TensorView rows, TensorView out, Stream stream) {
 }
 
 void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::EmbeddingLookup(table, ids, scale, out, stream);
+  }
   WEIR_CHECK(table.rank() == 2 && out.rank() == 2 && ids.size(0) == out.size(0) &&
              table.size(1) == out.size(1))
       << table.ToString() << " " << ids.ToString() << " " << out.ToString();
@@ -135,6 +157,9 @@ void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView o
 }
 
 void LogDecay(const LogDecayArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::LogDecay(args, stream);
+  }
   CheckSame(args.x, args.out);
   const int64_t n = Width(args.x);
   WEIR_CHECK(!args.bias.defined() || n == 0 || args.bias.num_elements() == n)
@@ -167,6 +192,9 @@ void LogDecay(const LogDecayArgs& args, Stream stream) {
 }
 
 void Beta(TensorView x, float scale, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Beta(x, scale, out, stream);
+  }
   CheckSame(x, out);
   const int64_t n = Width(x);
   const PointwiseTable& table = Table();
@@ -175,6 +203,9 @@ void Beta(TensorView x, float scale, TensorView out, Stream stream) {
 }
 
 void Mamba2Dt(const Mamba2DtArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Mamba2Dt(args, stream);
+  }
   const int64_t heads = args.x.size(1);
   WEIR_CHECK(args.xs.rank() == 3 && args.xs.size(0) == args.x.size(0) && args.xs.size(1) == heads)
       << args.xs.ToString() << " for " << args.x.ToString();
@@ -197,6 +228,9 @@ void Mamba2Dt(const Mamba2DtArgs& args, Stream stream) {
 }
 
 void AddSkip(TensorView xs, TensorView d, TensorView out, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::AddSkip(xs, d, out, stream);
+  }
   CheckSame(xs, out);
   WEIR_CHECK(xs.rank() == 3 && d.num_elements() == xs.size(1))
       << d.ToString() << " for " << xs.ToString();
@@ -210,12 +244,18 @@ void AddSkip(TensorView xs, TensorView d, TensorView out, Stream stream) {
 }
 
 void EluPlusOne(TensorView x, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::EluPlusOne(x, stream);
+  }
   const int64_t n = Width(x);
   const PointwiseTable& table = Table();
   ForRows(x.size(0), n, stream, [&](int64_t r) { table.elu_plus_one(x.row<float>(r), n); });
 }
 
 void DivideBySum(TensorView x, float eps, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::DivideBySum(x, eps, stream);
+  }
   const int64_t K = x.size(x.rank() - 1), n = Width(x);
   const PointwiseTable& table = Table();
   ForRows(x.size(0), n, stream, [&](int64_t r) {

@@ -9,6 +9,7 @@
 #include "core/thread_pool.h"
 #include "kernels/cpu/recurrence_job.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -214,10 +215,16 @@ void RecurrenceReference(const RecurrenceArgs& args) {
 }
 
 void RecurrenceChunk(const RecurrenceArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::RecurrenceChunk(args, stream);
+  }
   RunAll(args, Validate(args), stream);
 }
 
 void RecurrenceStep(const RecurrenceArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::RecurrenceStep(args, stream);
+  }
   const Sizes n = Validate(args);
   const int32_t* offsets = args.offsets.data<int32_t>();
   for (int64_t s = 0; s < n.sequences; ++s) {
@@ -234,6 +241,16 @@ int64_t RecurrenceScratchFloats(int64_t dim_k, int64_t dim_v) {
   constexpr int64_t kMostChunk = 64, kMostPanel = 64;
   return K * (dim_v + kMostPanel) + (5 * kMostChunk + 8) * K + 2 * kMostChunk * kMostChunk +
          kMostChunk * kMostPanel + 256;
+}
+
+int64_t RecurrenceChunkScratchBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences,
+                                    Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) {
+      return gpu::RecurrenceChunkScratchBytes(args, tokens, sequences);
+    }
+  }
+  return 0;
 }
 
 }  // namespace weir::kernels

@@ -4,10 +4,14 @@
 #include "core/thread_pool.h"
 #include "kernels/attention.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 
 void Rotary(const RotaryArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Rotary(args, stream);
+  }
   const int64_t tokens = args.x.size(0), heads = args.x.size(1), head_dim = args.x.size(2);
   const int64_t half = args.inv_freq.num_elements();
   WEIR_CHECK(args.x.rank() == 3 && 2 * half <= head_dim) << args.x.ToString() << ", half " << half;

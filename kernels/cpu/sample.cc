@@ -11,6 +11,7 @@
 #include "core/thread_pool.h"
 #include "kernels/cpu/sample_kernel.h"
 #include "kernels/cpu/scratch.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -288,6 +289,9 @@ void ReportLogProbs(Row& row, int32_t token, int64_t top, SampleResult& result) 
 
 void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<SampleResult> results,
             Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::Sample(logits, rows, results, stream);
+  }
   const int64_t count = logits.size(0), vocab = logits.size(1);
   WEIR_CHECK(static_cast<int64_t>(rows.size()) == count && results.size() == rows.size())
       << rows.size() << " rows for " << logits.ToString();
@@ -307,6 +311,9 @@ void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<Samp
 
 void LogProbs(TensorView logits, absl::Span<const int32_t> targets,
               absl::Span<SampleResult> results, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::LogProbs(logits, targets, results, stream);
+  }
   const int64_t count = logits.size(0), vocab = logits.size(1);
   WEIR_CHECK(static_cast<int64_t>(targets.size()) == count && results.size() == targets.size())
       << targets.size() << " targets for " << logits.ToString();

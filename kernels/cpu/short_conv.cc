@@ -7,6 +7,7 @@
 #include "core/thread_pool.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cpu/short_conv_job.h"
+#include "kernels/cuda/ops.h"
 
 namespace weir::kernels {
 namespace {
@@ -74,6 +75,9 @@ void RunBlock(const ShortConvArgs& a, int64_t s, int64_t first, int64_t count, c
 }  // namespace
 
 void ShortConv(const ShortConvArgs& args, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::ShortConv(args, stream);
+  }
   Validate(args);
   const int64_t tokens = args.x.size(0), channels = args.x.size(1), width = args.weight.size(1);
   const int64_t sequences = args.slots.size(0), threads = stream.pool->num_threads();
