@@ -12,6 +12,7 @@
 
 #include <cstdint>
 
+#include "core/check.h"
 #include "core/cuda/check.h"
 #include "core/dtype.h"
 #include "core/stream.h"
