@@ -12,9 +12,13 @@
 #include "core/cpu_features.h"
 #include "core/thread_pool.h"
 #include "gtest/gtest.h"
+#include "tests/kernels/device_mirror.h"
 
 namespace weir::kernels {
 namespace {
+
+using testing::DeviceMirror;
+using testing::Target;
 
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
@@ -181,7 +185,8 @@ void FillKeys(Problem& p, std::mt19937& rng) {
   }
 }
 
-Problem MakeProblem(const Case& c, uint32_t seed = 1) {
+// For a target with bf16 activations, q, k and v are bf16 values from the start.
+Problem MakeProblem(const Case& c, const Target& target = {}, uint32_t seed = 1) {
   Problem p;
   p.c = c;
   std::mt19937 rng(seed);
@@ -194,6 +199,9 @@ Problem MakeProblem(const Case& c, uint32_t seed = 1) {
   p.projection.resize(p.all() * p.row);
   for (float& x : p.projection) x = normal(rng);
   FillKeys(p, rng);
+  if (target.activations == DType::kBF16) {
+    for (float& x : p.projection) x = ToFloat(ToBFloat16(x));
+  }
   p.g.resize(p.all() * std::max(c.heads, c.heads_g * c.K));
   const int width = c.decay == Decay::kVector ? c.heads_g * c.K : c.heads;
   for (size_t i = 0; i < p.g.size(); ++i) {
@@ -229,11 +237,25 @@ struct Expected {
   std::vector<double> pool, pool_tolerance;
 };
 
+// How exactly an op computes: what one of its inner roundings adds, and what rounding an output to
+// the type of activations adds, both relative.
+struct Precision {
+  double inner = kEps, out = 0.0;
+};
+// f32 throughout; activations rounded once, on the way out.
+Precision StepPrecision(const Target& target) {
+  return {kEps, target.activations == DType::kBF16 ? testing::ActivationEps(target) : 0.0};
+}
+// With bf16 activations the matrix products take bf16 operands: every factor is rounded.
+Precision ChunkPrecision(const Target& target) {
+  return {testing::ActivationEps(target), StepPrecision(target).out};
+}
+
 // Rounding: an output is a sum over K and, through the state, over the tokens so far; each of these
 // ~K + T roundings errs by at most eps times the largest value the state entry had (the updates are
 // non-expansive, so old errors do not grow), and they do not conspire: sqrt(K + T), with 8 for
 // the several operations each stands for.
-Expected DoubleReference(Problem& p) {
+Expected DoubleReference(Problem& p, const Precision& precision = {}) {
   const Case& c = p.c;
   Expected e;
   e.out.assign(p.out.size(), std::nan(""));
@@ -250,7 +272,7 @@ Expected DoubleReference(Problem& p) {
           state[i] = p.fresh[s] ? 0.0 : p.State(slot, h)[j * c.K + i];
           peak[i] = std::abs(state[i]);
         }
-        const double factor = 8 * kEps * std::sqrt(double{1.0} * c.K + length);
+        const double factor = 8 * precision.inner * std::sqrt(double{1.0} * c.K + length);
         for (int64_t t = p.offsets[s]; t < p.offsets[s + 1]; ++t) {
           const int64_t o = (t * c.heads + h) * c.V + j;
           e.out[o] = 0.0;
@@ -279,7 +301,7 @@ Expected DoubleReference(Problem& p) {
             size += peak[i] * std::abs(q[i]);
           }
           e.out[o] = scale * read;
-          e.out_tolerance[o] = factor * scale * size;
+          e.out_tolerance[o] = factor * scale * size + precision.out * std::abs(e.out[o]);
         }
         if (slot < 0 || length == 0) continue;
         for (int i = 0; i < c.K; ++i) {
@@ -319,15 +341,73 @@ std::vector<SimdLevel> Levels() {
   return levels;
 }
 
-class Recurrence : public testing::TestWithParam<Case> {
+using Op = void (*)(const RecurrenceArgs&, Stream);
+
+// Calls `op` with `args`, which point into p, where `target` is; p then holds what it left there.
+void Call(Op op, const Target& target, Problem& p, const RecurrenceArgs& args, ThreadPool* pool) {
+  DeviceMirror mirror(target.device, target.activations, pool);
+  mirror.Activation(TensorView(p.projection.data(), {p.all(), p.row}));
+  RecurrenceArgs a = args;
+  a.host_offsets = args.offsets.data<int32_t>();
+  for (TensorView* x : {&a.q, &a.k, &a.v, &a.out}) *x = mirror.Activation(*x);
+  for (TensorView* x : {&a.g, &a.beta, &a.offsets, &a.slots, &a.fresh}) *x = mirror.Plain(*x);
+  a.state = mirror.Memory(p.pool.data(), p.pool.size() * 4);
+  const int64_t bytes =
+      RecurrenceChunkScratchBytes(a, a.q.size(0), a.slots.size(0), mirror.stream());
+  if (bytes > 0) a.scratch = mirror.Scratch(static_cast<size_t>(bytes));
+  op(a, mirror.stream());
+  mirror.Fetch();
+}
+
+// A way to run an op that must give the same bits as the others of its level.
+struct Way {
+  SimdLevel level;
+  int threads;
+  std::string name() const { return SimdLevelName(level) + (" x " + std::to_string(threads)); }
+};
+std::vector<Way> Ways(const Target& target) {
+  if (target.device == Device::kCuda) return {{SimdLevel::kBaseline, 1}};
+  std::vector<Way> ways;
+  for (SimdLevel level : Levels()) {
+    for (int threads : {1, 2, 3}) ways.push_back({level, threads});
+  }
+  return ways;
+}
+
+class RecurrenceFormula : public ::testing::TestWithParam<Case> {};
+
+class Recurrence : public ::testing::TestWithParam<std::tuple<Case, Target>> {
  protected:
+  void SetUp() override {
+    if (target().device == Device::kCuda) WEIR_NEEDS_GPU();
+  }
   ~Recurrence() override { SetMaxSimdLevel(SimdLevel::kAvx512Bf16); }
+  const Case& c() const { return std::get<0>(GetParam()); }
+  const Target& target() const { return std::get<1>(GetParam()); }
+
+  // `run` on a copy of `original` in every way: within tolerance, the same bits with any threads.
+  void ExpectEveryWay(const Problem& original, const Expected& e,
+                      const std::function<void(Problem&, ThreadPool*)>& run) {
+    Problem first = original;
+    for (const Way& way : Ways(target())) {
+      SCOPED_TRACE(way.name());
+      SetMaxSimdLevel(way.level);
+      ThreadPool pool(way.threads);
+      Problem p = original;
+      run(p, &pool);
+      ExpectNear(p.out, e.out, e.out_tolerance, "out");
+      ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
+      if (way.threads == 1) first = p;
+      EXPECT_TRUE(SameBits(first.out, p.out));
+      EXPECT_TRUE(SameBits(first.pool, p.pool));
+    }
+  }
+
   ThreadPool pool_{2};
-  Stream stream_{Device::kCpu, &pool_, nullptr};
 };
 
 // Every token of every sequence by calls of one token per sequence, as decoding does it.
-void RunSteps(Problem& p, const std::function<void(const RecurrenceArgs&)>& step) {
+void RunSteps(Problem& p, const std::function<void(Problem&)>& step) {
   const std::vector<int32_t> offsets = p.offsets, slots = p.slots;
   const std::vector<uint8_t> fresh = p.fresh;
   int longest = 0;
@@ -359,7 +439,7 @@ void RunSteps(Problem& p, const std::function<void(const RecurrenceArgs&)>& step
                   batch.beta.begin() + b * p.c.heads);
     }
     batch.offsets.push_back(static_cast<int32_t>(tokens.size()));
-    step(batch.Args());
+    step(batch);
     p.pool = batch.pool;
     const int64_t width = p.c.heads * p.c.V;
     for (size_t b = 0; b < tokens.size(); ++b) {
@@ -371,7 +451,7 @@ void RunSteps(Problem& p, const std::function<void(const RecurrenceArgs&)>& step
   p.fresh = fresh;
 }
 
-TEST_P(Recurrence, ReferenceIsTheFormula) {
+TEST_P(RecurrenceFormula, ReferenceIsTheFormula) {
   Problem p = MakeProblem(GetParam());
   const Expected e = DoubleReference(p);
   RecurrenceReference(p.Args());
@@ -379,53 +459,27 @@ TEST_P(Recurrence, ReferenceIsTheFormula) {
   ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
 }
 
-TEST_P(Recurrence, ChunkIsTheFormulaOnEveryLevelWithAnyThreads) {
-  Problem original = MakeProblem(GetParam());
-  const Expected e = DoubleReference(original);
-  for (SimdLevel level : Levels()) {
-    SCOPED_TRACE(SimdLevelName(level));
-    SetMaxSimdLevel(level);
-    Problem first = original;
-    for (int threads : {1, 2, 3}) {
-      ThreadPool pool(threads);
-      Problem p = original;
-      RecurrenceChunk(p.Args(), {Device::kCpu, &pool, nullptr});
-      ExpectNear(p.out, e.out, e.out_tolerance, "out");
-      ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
-      if (threads == 1) first = p;
-      EXPECT_TRUE(SameBits(first.out, p.out)) << threads << " threads";
-      EXPECT_TRUE(SameBits(first.pool, p.pool)) << threads << " threads";
-    }
-  }
+TEST_P(Recurrence, ChunkIsTheFormula) {
+  Problem original = MakeProblem(c(), target());
+  const Expected e = DoubleReference(original, ChunkPrecision(target()));
+  ExpectEveryWay(original, e, [&](Problem& p, ThreadPool* pool) {
+    Call(RecurrenceChunk, target(), p, p.Args(), pool);
+  });
 }
 
-TEST_P(Recurrence, StepsAreTheFormulaOnEveryLevelWithAnyThreads) {
-  Problem original = MakeProblem(GetParam());
-  const Expected e = DoubleReference(original);
-  for (SimdLevel level : Levels()) {
-    SCOPED_TRACE(SimdLevelName(level));
-    SetMaxSimdLevel(level);
-    Problem first = original;
-    for (int threads : {1, 3}) {
-      ThreadPool pool(threads);
-      Problem p = original;
-      RunSteps(p, [&](const RecurrenceArgs& a) {
-        RecurrenceStep(a, {Device::kCpu, &pool, nullptr});
-      });
-      ExpectNear(p.out, e.out, e.out_tolerance, "out");
-      ExpectNear(p.pool, e.pool, e.pool_tolerance, "state");
-      if (threads == 1) first = p;
-      EXPECT_TRUE(SameBits(first.out, p.out)) << threads << " threads";
-      EXPECT_TRUE(SameBits(first.pool, p.pool)) << threads << " threads";
-    }
-  }
+TEST_P(Recurrence, StepsAreTheFormula) {
+  Problem original = MakeProblem(c(), target());
+  const Expected e = DoubleReference(original, StepPrecision(target()));
+  ExpectEveryWay(original, e, [&](Problem& p, ThreadPool* pool) {
+    RunSteps(p, [&](Problem& batch) { Call(RecurrenceStep, target(), batch, batch.Args(), pool); });
+  });
 }
 
 // Runs the sequences piece by piece; each piece is a call with at most `pieces(rng)` tokens of
 // each.
 TEST_P(Recurrence, CutAnywhereIsTheSameWithinRounding) {
-  Problem original = MakeProblem(GetParam());
-  const Expected e = DoubleReference(original);
+  Problem original = MakeProblem(c(), target());
+  const Expected e = DoubleReference(original, ChunkPrecision(target()));
   std::mt19937 rng(7);
   for (int round = 0; round < 3; ++round) {
     Problem p = original;
@@ -444,7 +498,7 @@ TEST_P(Recurrence, CutAnywhereIsTheSameWithinRounding) {
         a.offsets = TensorView(offsets, {2});
         a.slots = TensorView(slot, {1});
         a.fresh = TensorView(fresh, {1});
-        RecurrenceChunk(a, stream_);
+        Call(RecurrenceChunk, target(), p, a, &pool_);
         done[s] += count;
         more = true;
       }
@@ -455,22 +509,29 @@ TEST_P(Recurrence, CutAnywhereIsTheSameWithinRounding) {
 }
 
 TEST_P(Recurrence, AloneIsTheSameBitForBit) {
-  Problem together = MakeProblem(GetParam());
+  Problem together = MakeProblem(c(), target());
   Problem apart = together;
-  RecurrenceChunk(together.Args(), stream_);
+  Call(RecurrenceChunk, target(), together, together.Args(), &pool_);
   for (size_t s = 0; s < apart.slots.size(); ++s) {
     RecurrenceArgs a = apart.Args();
     a.offsets = TensorView(apart.offsets.data() + s, {2});
     a.slots = TensorView(apart.slots.data() + s, {1});
     a.fresh = TensorView(apart.fresh.data() + s, {1});
-    RecurrenceChunk(a, stream_);
+    Call(RecurrenceChunk, target(), apart, a, &pool_);
   }
   EXPECT_TRUE(SameBits(together.out, apart.out));
   EXPECT_TRUE(SameBits(together.pool, apart.pool));
 }
 
-INSTANTIATE_TEST_SUITE_P(Cases, Recurrence, testing::ValuesIn(Cases()),
+INSTANTIATE_TEST_SUITE_P(Cases, RecurrenceFormula, ::testing::ValuesIn(Cases()),
                          [](const auto& info) { return info.param.name; });
+INSTANTIATE_TEST_SUITE_P(Cases, Recurrence,
+                         ::testing::Combine(::testing::ValuesIn(Cases()),
+                                            ::testing::ValuesIn(testing::Targets())),
+                         [](const auto& info) {
+                           return std::get<0>(info.param).name + "_" +
+                                  std::get<1>(info.param).name();
+                         });
 
 TEST(RecurrenceContract, StepRefusesTwoTokensOfOneSequence) {
   Problem p = MakeProblem({"two", Decay::kNone, Update::kAdditive, 1, 1, 1, 1, 1, 4, 4, {2}});
