@@ -20,6 +20,7 @@
 #include "model/cost.h"
 #include "model/model.h"
 #include "nlohmann/json.hpp"
+#include "server/commands/bench.h"
 #include "server/commands/commands.h"
 
 namespace weir::server {
@@ -304,10 +305,8 @@ absl::Status RunBenchStep(const Options& options) {
 
 }  // namespace
 
-void AddBenchCommand(CLI::App& app, int* exit_code) {
+void AddBenchStep(CLI::App* bench, int* exit_code) {
   auto options = std::make_shared<Options>();
-  CLI::App* bench = app.add_subcommand("bench", "Benchmarks; each prints JSON lines");
-  bench->require_subcommand(1);
   CLI::App* step = bench->add_subcommand(
       "step", "Decode and prefill speed of a model, beside the machine's own rates");
   step->add_option("model", options->model_dir, "Model folder");
