@@ -6,8 +6,12 @@ GRPC ?= 127.0.0.1:50051
 METRICS ?= 127.0.0.1:9464
 SERVE_FLAGS ?=
 CMAKE_FLAGS ?=
+DIST ?= dist
+# The CUDA toolkit: auto: used where one is found, fetched where a GPU is; always: fetched where none is found.
+CUDA ?= auto
+export CMAKE_FLAGS
 
-.PHONY: help build serve test test-slow bench format tidy asan tsan clean dependencies python
+.PHONY: help build serve test test-slow bench dist format tidy asan tsan clean dependencies python cuda cuda-toolkit
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -15,7 +19,13 @@ help:            ## this list
 dependencies:
 	@tools/install_dependencies.sh
 
-build: dependencies  ## install what is missing, build the server: build/weir
+cuda: dependencies
+	@tools/provide_cuda.sh $(if $(filter always,$(CUDA)),--always)
+
+cuda-toolkit: dependencies  ## fetch the pinned CUDA toolkit into .cuda; needs no GPU
+	@tools/install_cuda_toolkit.sh .cuda
+
+build: dependencies cuda  ## install what is missing, build the server: build/weir
 	@cmake -S . -B $(BUILD) -G Ninja -DCMAKE_BUILD_TYPE=Release $(CMAKE_FLAGS) > $(BUILD).log 2>&1 || { cat $(BUILD).log; exit 1; }
 	@mkdir -p $(BUILD) && mv $(BUILD).log $(BUILD)/configure.log
 	@ninja -C $(BUILD) -j $(JOBS) --quiet weir
@@ -36,6 +46,7 @@ $(BUILD)/python/done: $(BUILD)/venv/done $(wildcard proto/weir/v1/*.proto)
 
 python: $(BUILD)/python/done  ## what Python clients need: grpcio in build/venv, stubs in build/python
 
+test: CUDA = always
 test: build python  ## install what is missing, build, run all tests but the slow ones
 	@ninja -C $(BUILD) -j $(JOBS) --quiet
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE 'slow|gpu'
@@ -50,17 +61,17 @@ bench: build     ## kernel benchmarks, and the step benchmark of the model that 
 	@$(BUILD)/weir bench step $(MODEL)
 
 format:          ## clang-format every C++ file of the project
-	@git ls-files '*.cc' '*.h' | xargs clang-format -i
+	@git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
 asan:            ## unit tests under AddressSanitizer and UBSan: build-asan
 	@UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 ASAN_OPTIONS=detect_stack_use_after_return=1 \
 	  $(MAKE) --no-print-directory test BUILD=build-asan \
-	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF"
+	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF -DWEIR_CUDA=OFF"
 
 tsan:            ## unit tests under ThreadSanitizer: build-tsan
 	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/server/tsan.supp \
 	  $(MAKE) --no-print-directory test BUILD=build-tsan \
-	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF"
+	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF -DWEIR_CUDA=OFF"
 
 clean:           ## remove the build folders
 	@rm -rf build build-*

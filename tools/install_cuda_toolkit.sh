@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Brings the pinned CUDA toolkit as Python wheels (real toolkit files, about 550 MB) where none is installed.
-# No GPU and no root needed. Usage: tools/install_cuda_toolkit.sh FOLDER
+# Brings the pinned CUDA toolkit as Python wheels (real toolkit files, about 550 MB to fetch, 1.5 GB on disk) where
+# none is installed. No GPU and no root needed. Usage: tools/install_cuda_toolkit.sh FOLDER
 set -euo pipefail
 
 folder=${1:?usage: tools/install_cuda_toolkit.sh FOLDER}
@@ -12,16 +12,19 @@ stamp=$folder/installed
 [ "$(cat "$stamp" 2>/dev/null)" = "${wheels[*]}" ] && exit 0
 
 echo "Fetching the CUDA 13.0 toolkit into $folder"
-rm -rf "$folder"
-mkdir -p "$folder"
-python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q --disable-pip-version-check --no-compile --no-deps \
-  --target "$folder" "${wheels[@]}"
-rm -rf "$folder/venv"
-root=$folder/nvidia/cu13
+part=$folder.part
+rm -rf "$part"
+trap 'rm -rf "$part"' EXIT
+python3 -m venv "$part/venv"
+"$part/venv/bin/pip" install -q --disable-pip-version-check --no-cache-dir --no-compile --no-deps \
+  --target "$part" "${wheels[@]}"
+rm -rf "$part/venv"
+root=$part/nvidia/cu13
 ln -sfn lib "$root/lib64"
 # CMake and linkers look for unversioned names.
 for library in cublas cublasLt cudart; do
   ln -sf "lib$library.so.13" "$root/lib/lib$library.so"
 done
-echo "${wheels[*]}" > "$stamp"
+echo "${wheels[*]}" > "$part/installed"
+rm -rf "$folder"
+mv "$part" "$folder"
