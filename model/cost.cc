@@ -32,7 +32,7 @@ absl::StatusOr<StepCost> EstimateCost(const std::string& path, const LoadOptions
   }
   for (int n = 0; n < static_cast<int>(model.layers.size()); ++n) {
     for (const MixerDescription& mixer : model.layers[static_cast<size_t>(n)].mixers) {
-      const MixerNeeds needs = NeedsOf(mixer, model.hidden_size, folder.kv_dtype);
+      const MixerNeeds needs = NeedsOf(mixer, model.hidden_size, folder.plan.types);
       const double part = share(n);
       (needs.window > 0 ? cost.ring_bytes : cost.state_bytes) +=
           static_cast<int64_t>(part * static_cast<double>(needs.slot_bytes));

@@ -1,5 +1,6 @@
 #include "model/decoder.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "core/thread_pool.h"
@@ -13,9 +14,10 @@ void Decoder::Forward(const StepContext& step, TensorView ids, TensorView wanted
   Scratch::Scope scope(step.scratch);
   const Stream stream = step.stream;
   const int64_t tokens = ids.size(0), hidden = out.size(1);
-  TensorView h = step.scratch.Floats(tokens, hidden);
-  TensorView x = step.scratch.Floats(tokens, hidden);
-  TensorView block = step.scratch.Floats(tokens, hidden);
+  const bool all_rows = !wanted.defined();
+  TensorView h = all_rows ? out : step.scratch.Floats(tokens, hidden);
+  TensorView x = step.scratch.Activations(tokens, hidden);
+  TensorView block = step.scratch.Activations(tokens, hidden);
   Embed(ids, h, stream);
 
   // What the last block computed is added to h together with the next norm.
@@ -32,7 +34,7 @@ void Decoder::Forward(const StepContext& step, TensorView ids, TensorView wanted
       }
       delta = block;
     }
-    if (&layer == &layers_.back()) {
+    if (&layer == &layers_.back() && !all_rows) {
       // No token looks at another any more: only the wanted rows go on.
       if (wanted.size(0) == 0) return;
       kernels::GatherRows(h, wanted, out, stream);
@@ -55,16 +57,20 @@ void Decoder::Forward(const StepContext& step, TensorView ids, TensorView wanted
 void Decoder::Logits(const StepContext& step, TensorView h, TensorView rows,
                      TensorView logits) const {
   Scratch::Scope scope(step.scratch);
-  TensorView picked = step.scratch.Floats(rows.size(0), h.size(1));
-  TensorView x = step.scratch.Floats(rows.size(0), h.size(1));
-  kernels::GatherRows(h, rows, picked, step.stream);
+  TensorView picked = h;
+  if (rows.defined()) {
+    picked = step.scratch.Floats(rows.size(0), h.size(1));
+    kernels::GatherRows(h, rows, picked, step.stream);
+  }
+  TensorView x = step.scratch.Activations(picked.size(0), h.size(1));
   norm_.AddAndNorm(picked, {}, 1.0f, x, step.stream);
   kernels::MatMul(x, head_, {}, logits, step.stream);
 }
 
 void Decoder::Embed(TensorView ids, TensorView h, Stream stream) const {
-  if (embeddings_.view.defined()) {
-    kernels::EmbeddingLookup(embeddings_.view, ids, embedding_multiplier_, h, stream);
+  const TensorView table = embeddings_.view.defined() ? embeddings_.view : head_.table();
+  if (table.defined()) {
+    kernels::EmbeddingLookup(table, ids, embedding_multiplier_, h, stream);
     return;
   }
   stream.pool->ParallelRanges(ids.size(0), 4, [&](int64_t begin, int64_t end) {
@@ -75,12 +81,40 @@ void Decoder::Embed(TensorView ids, TensorView h, Stream stream) const {
   }
 }
 
+int64_t Decoder::OpScratchBytes(const StepLimits& limits, Stream stream) const {
+  int64_t bytes = 0;
+  for (const Layer& layer : layers_) {
+    for (const auto& mixer : layer.mixers) {
+      bytes = std::max(bytes, mixer->OpScratchBytes(limits, stream));
+    }
+  }
+  return bytes;
+}
+
+bool Decoder::has_routed_layers() const {
+  return std::any_of(layers_.begin(), layers_.end(),
+                     [](const Layer& layer) { return layer.routed.has_value(); });
+}
+
+std::vector<const kernels::PackedMatrix*> Decoder::Matrices() const {
+  std::vector<const kernels::PackedMatrix*> all;
+  const auto append = [&](const std::vector<const kernels::PackedMatrix*>& some) {
+    all.insert(all.end(), some.begin(), some.end());
+  };
+  for (const Layer& layer : layers_) {
+    for (const auto& mixer : layer.mixers) append(mixer->Matrices());
+    if (layer.feed_forward) append(layer.feed_forward->Matrices());
+  }
+  all.push_back(&head_);
+  return all;
+}
+
 absl::StatusOr<BlockNorm> BlockNorm::Make(const ModelDescription& model, const std::string& name,
                                           float gain, WeightReader& weights) {
   const auto load = [&](const std::string& tensor) -> absl::StatusOr<FloatVector> {
     ASSIGN_OR_RETURN(std::vector<float> values, weights.Values(tensor));
     for (float& value : values) value *= gain;
-    return FloatVector::From(values);
+    return FloatVector::From(values, weights.stream());
   };
   BlockNorm norm;
   norm.kind_ = model.norm;
@@ -115,6 +149,7 @@ absl::Status Decoder::LoadLayer(const ModelDescription& model, const MemoryPlan&
     at.hidden = model.hidden_size;
     at.slot_offset = place.mixers[m].slot;
     at.page_offset = place.mixers[m].page;
+    at.types = plan.types;
     ASSIGN_OR_RETURN(auto mixer, MakeMixer(from.mixers[m], at, weights));
     layer.mixers.push_back(std::move(mixer));
   }

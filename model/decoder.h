@@ -42,12 +42,21 @@ class Decoder {
   // Floats per token that Forward takes of the scratch, beside what layers take.
   static int64_t OwnScratchFloats(int hidden) { return 3 * int64_t{hidden}; }
 
-  // out [n, D]: the residual stream after the last layer in the rows `wanted` [n] i32 of the batch
-  // (n may be 0). ids [tokens] i32. Advances the states of the batch's slots.
+  // out [n, D] f32: the residual stream after the last layer in the rows `wanted` [n] i32 of the
+  // batch (n may be 0); wanted undefined: in all of them. ids [tokens] i32. Advances the states of
+  // the batch's slots.
   void Forward(const StepContext& step, TensorView ids, TensorView wanted, TensorView out) const;
 
-  // logits [n, vocab] of the rows `rows` [n] i32 of h. Takes 2 * n * D floats of scratch.
+  // logits [n, vocab] f32 of the rows `rows` [n] i32 of h (undefined: of all). Takes 2 * n * D
+  // floats of scratch.
   void Logits(const StepContext& step, TensorView h, TensorView rows, TensorView logits) const;
+
+  // GPU: bytes of StepContext::op_scratch.
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const;
+  // Routed layers look at the router's picks on the host: no graph can hold that.
+  bool has_routed_layers() const;
+  // All matrices of all layers, and the head last.
+  std::vector<const kernels::PackedMatrix*> Matrices() const;
 
   int64_t weight_bytes() const { return weight_bytes_; }
 

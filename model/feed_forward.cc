@@ -22,25 +22,26 @@ absl::StatusOr<FeedForward> FeedForward::Make(const FeedForwardDescription& desc
   }
   ASSIGN_OR_RETURN(const std::vector<float> up, weights.Values(prefix + "up_proj.bias"));
   bias.insert(bias.end(), up.begin(), up.end());
-  ASSIGN_OR_RETURN(ff.in_bias_, FloatVector::From(bias));
+  ASSIGN_OR_RETURN(ff.in_bias_, FloatVector::From(bias, weights.stream()));
   ASSIGN_OR_RETURN(ff.down_bias_, weights.Vector(prefix + "down_proj.bias"));
   return ff;
 }
 
 int64_t FeedForward::ScratchFloats(const FeedForwardDescription& description) {
-  return int64_t{description.intermediate_size} * (description.gated ? 2 : 1);
+  return int64_t{description.intermediate_size} * (description.gated ? 3 : 1);
 }
 
 void FeedForward::Forward(const StepContext& step, TensorView x, TensorView out) const {
   Scratch::Scope scope(step.scratch);
   const int64_t size = description_.intermediate_size;
-  TensorView in = step.scratch.Floats(x.size(0), in_.out());
-  kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
+  TensorView in = step.scratch.Activations(x.size(0), in_.out());
   TensorView inner = in.Columns(0, size);
   if (description_.gated) {
-    kernels::GateMultiply(inner, in.Columns(size, size), description_.activation, inner,
-                          step.stream);
+    // In place on the CPU, where the two products are there before the first is written over.
+    if (step.stream.device == Device::kCuda) inner = step.scratch.Activations(x.size(0), size);
+    kernels::MatMulGated(x, in_, in_bias_.view(), description_.activation, in, inner, step.stream);
   } else {
+    kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
     kernels::Activate(inner, description_.activation, inner, step.stream);
   }
   kernels::MatMul(inner, down_, down_bias_.view(), out, step.stream);

@@ -3,6 +3,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "core/status.h"
 #include "core/tensor.h"
@@ -22,6 +23,7 @@ class FeedForward {
 
   // out = ff(x), both [tokens, D].
   void Forward(const StepContext& step, TensorView x, TensorView out) const;
+  std::vector<const kernels::PackedMatrix*> Matrices() const { return {&in_, &down_}; }
 
  private:
   FeedForwardDescription description_;

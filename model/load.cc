@@ -6,10 +6,12 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda/runtime.h"
 #include "core/thread_pool.h"
 #include "model/decoder.h"
 #include "model/executor.h"
 #include "model/families/registry.h"
+#include "model/gpu_executor.h"
 #include "model/loading.h"
 #include "model/model.h"
 #include "model/step_runner.h"
@@ -61,8 +63,8 @@ absl::Status CheckOptions(const LoadOptions& o) {
       {"pages", {o.pages, {0, INT32_MAX}}},
       {"memory_bytes", {o.memory_bytes, {0, INT64_MAX}}},
       {"page_tokens", {o.page_tokens, {1, 4096}}},
-      {"max_step_tokens", {o.max_step_tokens, {1, 1 << 20}}},
-      {"max_step_sequences", {o.max_step_sequences, {1, 1 << 16}}},
+      {"max_step_tokens", {o.max_step_tokens, {0, 1 << 20}}},
+      {"max_step_sequences", {o.max_step_sequences, {0, 1 << 16}}},
       {"max_position", {o.max_position, {0, kMaxPosition}}},
       {"threads", {o.threads, {0, 1024}}},
   };
@@ -131,6 +133,7 @@ scheduler::ExecutorLimits MakeLimits(const ModelInfo& info, const LoadOptions& o
   limits.max_position = info.max_position;
   limits.max_step_tokens = std::max(options.max_step_tokens, options.max_step_sequences);
   limits.max_step_sequences = options.max_step_sequences;
+  static_assert(kMaxInFlight == kGpuStepsInFlight);
   limits.max_in_flight = kMaxInFlight;
   limits.layout = info.layout;
   return limits;
@@ -150,7 +153,6 @@ void FillInfo(const std::string& path, const LoadOptions& options, ModelFolder* 
   }
   info.checkpoint_dtype = MainDType(*folder);
   info.compute_dtype = ComputeType(options.dtype, info.checkpoint_dtype);
-  folder->kv_dtype = info.compute_dtype;
   const std::vector<TensorNeed> tensors = ModelTensors(model);
   for (const TensorNeed& need : tensors) info.num_parameters += need.num_elements();
   info.checkpoint_bytes = folder->checkpoint ? folder->checkpoint->file_bytes() : 0;
@@ -187,6 +189,22 @@ absl::Status CheckFits(const scheduler::ExecutorLimits& limits, int64_t workspac
       " bytes do not fit into the ", free, " bytes of memory that are free"));
 }
 
+// UNAVAILABLE when a GPU is asked for and not to be had.
+absl::StatusOr<bool> UseGpu(DeviceChoice choice) {
+  if (choice == DeviceChoice::kCpu) return false;
+  const absl::StatusOr<cuda::DeviceInfo> device = cuda::Open();
+  if (!device.ok() && choice == DeviceChoice::kCuda) return device.status();
+  return device.ok();
+}
+
+// What the device suits where the caller leaves it open.
+void ChooseStep(bool gpu, LoadOptions* options) {
+  if (options->max_step_sequences == 0) options->max_step_sequences = gpu ? 256 : 64;
+  if (options->max_step_tokens == 0) {
+    options->max_step_tokens = std::max(options->max_step_sequences, gpu ? 8192 : 512);
+  }
+}
+
 class CpuModel final : public LoadedModel {
  public:
   CpuModel(ModelInfo info, std::unique_ptr<ThreadPool> pool, std::unique_ptr<Decoder> decoder,
@@ -206,10 +224,97 @@ class CpuModel final : public LoadedModel {
   std::unique_ptr<scheduler::Executor> executor_;
 };
 
+class GpuModel final : public LoadedModel {
+ public:
+  GpuModel(ModelInfo info, std::unique_ptr<ThreadPool> pool, cuda::OwnedStream stream,
+           std::unique_ptr<Decoder> decoder, std::unique_ptr<scheduler::Executor> executor)
+      : info_(std::move(info)),
+        pool_(std::move(pool)),
+        stream_(std::move(stream)),
+        decoder_(std::move(decoder)),
+        executor_(std::move(executor)) {}
+  ~GpuModel() override { cuda::SealAllocations(false); }
+  const ModelInfo& info() const override { return info_; }
+  scheduler::Executor* executor() override { return executor_.get(); }
+
+ private:
+  const ModelInfo info_;
+  std::unique_ptr<ThreadPool> pool_;
+  cuda::OwnedStream stream_;
+  std::unique_ptr<Decoder> decoder_;
+  std::unique_ptr<scheduler::Executor> executor_;
+};
+
+// The checkpoint is let go of: everything is copied.
+absl::StatusOr<std::unique_ptr<Decoder>> LoadDecoder(ModelFolder* folder, Stream stream) {
+  WeightReader::Options reading;
+  reading.compute = folder->info.compute_dtype;
+  reading.stream = stream;
+  reading.progress = folder->options.progress;
+  std::vector<std::string> skipped;
+  ASSIGN_OR_RETURN(WeightReader reader,
+                   WeightReader::Create(folder->description, *folder->family,
+                                        folder->checkpoint ? &*folder->checkpoint : nullptr,
+                                        std::move(reading), &skipped));
+  ASSIGN_OR_RETURN(Decoder loaded, Decoder::Load(folder->description, folder->plan, reader));
+  auto decoder = std::make_unique<Decoder>(std::move(loaded));
+  if (stream.device == Device::kCuda) cuda::Synchronize(stream);
+  folder->checkpoint.reset();
+  folder->info.weight_bytes = decoder->weight_bytes();
+  return decoder;
+}
+
+// Left to the driver, to other processes and to fragmentation.
+constexpr int64_t kGpuReserveBytes = int64_t{2} << 30;
+
+absl::StatusOr<std::unique_ptr<LoadedModel>> LoadOnGpu(ModelFolder folder,
+                                                       std::unique_ptr<ThreadPool> pool) {
+  const LoadOptions& options = folder.options;
+  ModelInfo& info = folder.info;
+  cuda::OwnedStream owned = cuda::OwnedStream::Make();
+  Stream stream = owned.get();
+  stream.pool = pool.get();
+  ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder, LoadDecoder(&folder, stream));
+
+  GpuExecutorOptions executor;
+  executor.hidden = info.hidden_size;
+  executor.limits = MakeLimits(info, options);
+  executor.types = folder.plan.types;
+  executor.activations = info.compute_dtype;
+  executor.scratch_floats_per_token = folder.plan.scratch_floats_per_token;
+  executor.graphs = options.graphs;
+  const GpuMemory needed = PlanGpuMemory(*decoder, executor, stream);
+  ASSIGN_OR_RETURN(const cuda::DeviceInfo device, cuda::Open());
+  const int64_t free = device.free_bytes - needed.workspace() - kGpuReserveBytes;
+  const int64_t budget =
+      options.memory_bytes > 0 ? options.memory_bytes : std::max<int64_t>(0, free);
+  ASSIGN_OR_RETURN(executor.limits.cache,
+                   ChooseCacheSize(info.layout, options, info.max_position, budget));
+  GpuMemory memory;
+  ASSIGN_OR_RETURN(std::unique_ptr<scheduler::Executor> made,
+                   MakeGpuExecutor(decoder.get(), executor, stream, &memory));
+  info.workspace_bytes = memory.workspace();
+  info.graph_bytes = memory.graphs;
+  cuda::SealAllocations(true);
+  return std::make_unique<GpuModel>(std::move(info), std::move(pool), std::move(owned),
+                                    std::move(decoder), std::move(made));
+}
+
+StateTypes TypesOf(const ModelInfo& info) {
+  return {info.compute_dtype, info.on_gpu ? info.compute_dtype : DType::kF32};
+}
+
 }  // namespace
 
-absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadOptions& options) {
-  RETURN_IF_ERROR(CheckOptions(options));
+absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadOptions& given) {
+  RETURN_IF_ERROR(CheckOptions(given));
+  ModelFolder folder;
+  LoadOptions& options = folder.options;
+  options = given;
+  ASSIGN_OR_RETURN(folder.info.on_gpu, UseGpu(given.device));
+  folder.info.device = folder.info.on_gpu ? cuda::Device().name : "cpu";
+  folder.info.device_bytes = folder.info.on_gpu ? cuda::Device().total_bytes : 0;
+  ChooseStep(folder.info.on_gpu, &options);
   const bool folder_given = IsDirectory(path);
   if (!folder_given && !(options.random_weights && Exists(path))) {
     return absl::NotFoundError(absl::StrCat(path, " is not a model folder"));
@@ -219,7 +324,6 @@ absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadO
   ASSIGN_OR_RETURN(const Fields fields, Fields::Parse(text, "config.json"));
   const std::string model_type = fields.String("model_type");
   RETURN_IF_ERROR(fields.status());
-  ModelFolder folder;
   ASSIGN_OR_RETURN(folder.family, FindFamily(model_type));
   ASSIGN_OR_RETURN(folder.description, folder.family->parse(fields));
   folder.description.family = model_type;
@@ -232,7 +336,7 @@ absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadO
   }
   FillInfo(path, options, &folder);
   ASSIGN_OR_RETURN(folder.plan,
-                   PlanMemory(folder.description, folder.kv_dtype, options.page_tokens));
+                   PlanMemory(folder.description, TypesOf(folder.info), options.page_tokens));
   folder.info.layout = folder.plan.layout;
   folder.info.workspace_bytes =
       StepRunner::WorkspaceBytes(folder.info.hidden_size, MakeLimits(folder.info, options),
@@ -246,7 +350,7 @@ absl::StatusOr<cache::CacheSize> ChooseCacheSize(const cache::StateLayout& layou
   // Without a word from the user: room for this many tokens beside each slot, and no more slots
   // than four full steps can use.
   constexpr int64_t kTypicalTokens = 4096;
-  const int64_t most_slots = int64_t{4} * options.max_step_sequences;
+  const int64_t most_slots = int64_t{4} * std::max(options.max_step_sequences, 1);
   const int64_t least = layout.BytesFor(1);
   const bool fixed = options.slots > 0 && (options.pages > 0 || layout.page_bytes == 0);
   if (!fixed && budget_bytes < least) {
@@ -278,27 +382,15 @@ absl::StatusOr<ModelInfo> DescribeModel(const std::string& path, const LoadOptio
 }
 
 absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const std::string& path,
-                                                       const LoadOptions& options) {
-  ASSIGN_OR_RETURN(ModelFolder folder, OpenModelFolder(path, options));
+                                                       const LoadOptions& given) {
+  ASSIGN_OR_RETURN(ModelFolder folder, OpenModelFolder(path, given));
+  const LoadOptions& options = folder.options;
   auto pool = std::make_unique<ThreadPool>(options.threads > 0 ? options.threads : UsableCores());
+  if (folder.info.on_gpu) return LoadOnGpu(std::move(folder), std::move(pool));
   Stream stream;
   stream.pool = pool.get();
-
-  WeightReader::Options reading;
-  reading.compute = folder.info.compute_dtype;
-  reading.stream = stream;
-  reading.progress = options.progress;
-  std::vector<std::string> skipped;
-  ASSIGN_OR_RETURN(WeightReader reader,
-                   WeightReader::Create(folder.description, *folder.family,
-                                        folder.checkpoint ? &*folder.checkpoint : nullptr,
-                                        std::move(reading), &skipped));
-  ASSIGN_OR_RETURN(Decoder loaded, Decoder::Load(folder.description, folder.plan, reader));
-  auto decoder = std::make_unique<Decoder>(std::move(loaded));
-  folder.checkpoint.reset();  // everything is copied: let the file go
-
+  ASSIGN_OR_RETURN(std::unique_ptr<Decoder> decoder, LoadDecoder(&folder, stream));
   ModelInfo& info = folder.info;
-  info.weight_bytes = decoder->weight_bytes();
   scheduler::ExecutorLimits limits = MakeLimits(info, options);
   const int64_t budget = options.memory_bytes > 0
                              ? options.memory_bytes
@@ -308,7 +400,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadModel(const std::string& path,
       StepRunner::WorkspaceBytes(info.hidden_size, limits, folder.plan.scratch_floats_per_token);
   RETURN_IF_ERROR(CheckFits(limits, info.workspace_bytes));
   ASSIGN_OR_RETURN(StepRunner runner,
-                   StepRunner::Make(decoder.get(), info.hidden_size, limits, folder.kv_dtype,
+                   StepRunner::Make(decoder.get(), info.hidden_size, limits, folder.plan.types,
                                     folder.plan.scratch_floats_per_token, stream));
   return std::make_unique<CpuModel>(std::move(info), std::move(pool), std::move(decoder),
                                     std::move(runner), stream);

@@ -19,7 +19,7 @@ struct ModelFolder {
   const Family* family = nullptr;
   std::optional<Checkpoint> checkpoint;  // nullopt: random weights
   MemoryPlan plan;
-  DType kv_dtype = DType::kF32;
+  LoadOptions options;  // as given, with what was left open chosen
   ModelInfo info;
 };
 

@@ -31,6 +31,10 @@ struct ModelInfo {
   int64_t checkpoint_bytes = 0;
   int64_t weight_bytes = 0;     // in memory as served
   int64_t workspace_bytes = 0;  // activations of the largest step
+  bool on_gpu = false;
+  std::string device;        // "cpu", or the GPU's name
+  int64_t device_bytes = 0;  // GPU: its memory
+  int64_t graph_bytes = 0;   // GPU: captured graphs and loaded kernels
   cache::StateLayout layout;
   std::vector<int32_t> bos_ids, eos_ids;     // of config.json and generation_config.json
   std::vector<std::string> skipped_tensors;  // in the checkpoint and deliberately not served
@@ -42,17 +46,21 @@ enum class ComputeDType : unsigned char {
   kBF16
 };  // auto: as the checkpoint; f16 -> bf16
 
+enum class DeviceChoice : unsigned char { kAuto, kCpu, kCuda };  // auto: a GPU where one is usable
+
 struct LoadOptions {
   ComputeDType dtype = ComputeDType::kAuto;
+  DeviceChoice device = DeviceChoice::kAuto;
   int32_t slots = 0;         // 0: from the memory budget
   int32_t pages = 0;         // 0: from the memory budget
   int64_t memory_bytes = 0;  // budget for slots and pages together; 0: a default from free memory
   int32_t page_tokens = 16;
-  int32_t max_step_tokens = 512;
-  int32_t max_step_sequences = 64;
-  int32_t max_position = 0;     // 0: the model's
-  int32_t threads = 0;          // 0: all usable cores
-  bool random_weights = false;  // a config.json alone is enough; deterministic values
+  int32_t max_step_tokens = 0;     // 0: what suits the device (512 on a CPU, 8192 on a GPU)
+  int32_t max_step_sequences = 0;  // 0: what suits the device (64 on a CPU, 256 on a GPU)
+  bool graphs = true;              // GPU: decode steps as captured graphs
+  int32_t max_position = 0;        // 0: the model's
+  int32_t threads = 0;             // 0: all usable cores
+  bool random_weights = false;     // a config.json alone is enough; deterministic values
   // Called from time to time while loading (any thread).
   std::function<void(int64_t bytes_done, int64_t bytes_total, int tensors_done)> progress;
 };

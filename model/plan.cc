@@ -14,9 +14,10 @@ namespace {
 constexpr int64_t kMaxPartBytes = int64_t{1} << 40;
 }  // namespace
 
-absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dtype,
+absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, const StateTypes& types,
                                       int page_tokens) {
   MemoryPlan plan;
+  plan.types = types;
   int64_t slot = 0, page = 0;
   for (const LayerDescription& layer : model.layers) {
     LayerPlan out;
@@ -24,7 +25,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dt
     const auto count = static_cast<int64_t>(layer.mixers.size());
     int64_t mixing = 0;
     for (const MixerDescription& mixer : layer.mixers) {
-      const MixerNeeds needs = NeedsOf(mixer, model.hidden_size, kv_dtype);
+      const MixerNeeds needs = NeedsOf(mixer, model.hidden_size, types);
       out.mixers.push_back({slot, page});
       slot += AlignState(needs.slot_bytes);
       page += AlignState(needs.kv_bytes_per_token * page_tokens);

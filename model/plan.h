@@ -8,6 +8,7 @@
 #include "cache/layout.h"
 #include "core/dtype.h"
 #include "core/status.h"
+#include "model/batch.h"
 #include "model/description.h"
 
 namespace weir::model {
@@ -25,13 +26,14 @@ struct LayerPlan {
 };
 
 struct MemoryPlan {
+  StateTypes types;
   cache::StateLayout layout;
   std::vector<LayerPlan> layers;
   int64_t scratch_floats_per_token = 0;  // of the largest layer
 };
 
 // RESOURCE_EXHAUSTED when one sequence's state or one token's activations are beyond any machine.
-absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, DType kv_dtype,
+absl::StatusOr<MemoryPlan> PlanMemory(const ModelDescription& model, const StateTypes& types,
                                       int page_tokens);
 
 }  // namespace weir::model

@@ -2,6 +2,8 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
+#include <vector>
 
 #include "kernels/pointwise.h"
 
@@ -19,9 +21,24 @@ absl::StatusOr<RoutedMixers> RoutedMixers::Make(const LayerDescription& layer,
   return routed;
 }
 
-int32_t* RoutedMixers::Counters(const StepContext& step, int32_t slot) const {
-  return reinterpret_cast<int32_t*>(step.state.slots + slot * step.state.slot_bytes +
-                                    counters_offset_);
+void RoutedMixers::CopyCounters(const StepContext& step, int count, bool to_slots,
+                                int32_t* counters) const {
+  const auto bytes = static_cast<size_t>(count) * 4;
+  const bool gpu = step.stream.device == Device::kCuda;
+  for (int s = 0; s < step.batch.sequences; ++s) {
+    const int32_t slot = step.batch.host->slots[s];
+    if (slot < 0) continue;
+    std::byte* in_slot = step.state.slots + slot * step.state.slot_bytes + counters_offset_;
+    int32_t* here = counters + int64_t{s} * count;
+    void* to = to_slots ? static_cast<void*>(in_slot) : here;
+    const void* from = to_slots ? static_cast<const void*>(here) : in_slot;
+    if (gpu) {
+      cuda::Copy(to, from, bytes, step.stream);
+    } else {
+      std::memcpy(to, from, bytes);
+    }
+  }
+  if (gpu) cuda::Synchronize(step.stream);
 }
 
 void RoutedMixers::Pick(TensorView logits) const {
@@ -48,47 +65,49 @@ void RoutedMixers::Pick(TensorView logits) const {
   }
 }
 
-BatchView RoutedMixers::Gather(const StepContext& step, TensorView picks, int mixer,
-                               float scale) const {
+BatchView RoutedMixers::Gather(const StepContext& step, TensorView picks, int mixer, float scale,
+                               int32_t* counters) const {
   const BatchView& all = step.batch;
+  const BatchStorage& from = *all.host;
   BatchStorage& part = step.routed;
-  const int32_t* offsets = all.offsets.data<int32_t>();
+  const int64_t count = picks.size(1);
   int tokens = 0, sequences = 0, singles = 0;
   // Two rounds: sequences with one token come first.
   for (const bool single : {true, false}) {
     for (int s = 0; s < all.sequences; ++s) {
+      if (from.slots[s] < 0) continue;
       const int begin = tokens;
-      for (int32_t t = offsets[s]; t < offsets[s + 1]; ++t) {
+      for (int32_t t = from.offsets[s]; t < from.offsets[s + 1]; ++t) {
         const float weight = picks.row<float>(t)[mixer];
         if (weight < 0.0f) continue;
-        const auto at = static_cast<size_t>(tokens++);
-        part.rows[at] = t;
-        part.weights[at] = scale * weight;
-        part.positions[at] = all.positions.data<int32_t>()[t];
+        part.rows[tokens] = t;
+        part.weights[tokens] = scale * weight;
+        part.positions[tokens] = from.positions[t];
+        ++tokens;
       }
-      const int count = tokens - begin;
-      if (count == 0 || (count == 1) != single) {
+      const int run = tokens - begin;
+      if (run == 0 || (run == 1) != single) {
         tokens = begin;
         continue;
       }
-      const auto at = static_cast<size_t>(sequences++);
+      const int at = sequences++;
       if (single) ++singles;
-      const int32_t slot = all.slots.data<int32_t>()[s];
-      int32_t* counter = Counters(step, slot) + mixer;
+      int32_t* counter = counters + s * count + mixer;
       part.offsets[at] = begin;
       part.offsets[at + 1] = tokens;
-      part.slots[at] = slot;
+      part.slots[at] = from.slots[s];
       part.cached[at] = *counter;
       part.fresh[at] = *counter == 0 ? 1 : 0;
-      *counter += count;
+      *counter += run;
       if (part.columns > 0) {
-        const int entries = part.cached[at] + count;
-        std::copy_n(all.block_table.row<int32_t>(s),
+        const int entries = part.cached[at] + run;
+        std::copy_n(from.block_table + s * from.columns,
                     (entries + step.state.page_tokens - 1) / step.state.page_tokens,
-                    part.block_table.begin() + static_cast<int64_t>(at) * part.columns);
+                    part.block_table + at * part.columns);
       }
     }
   }
+  if (tokens > 0) part.Upload(tokens, sequences, step.stream);
   return part.View(tokens, sequences, singles);
 }
 
@@ -96,27 +115,35 @@ void RoutedMixers::Forward(const StepContext& step,
                            const std::vector<std::unique_ptr<Mixer>>& mixers, TensorView x,
                            float scale, TensorView h) const {
   const auto count = static_cast<int>(mixers.size());
+  std::vector<int32_t> counters(static_cast<size_t>(step.batch.sequences * count));
+  CopyCounters(step, count, false, counters.data());
   for (int s = 0; s < step.batch.sequences; ++s) {
-    if (step.batch.fresh.data<uint8_t>()[s] == 0) continue;
-    std::fill_n(Counters(step, step.batch.slots.data<int32_t>()[s]), count, 0);
+    if (step.batch.host->fresh[s] != 0) std::fill_n(counters.data() + int64_t{s} * count, count, 0);
   }
   Scratch::Scope scope(step.scratch);
   TensorView picks = step.scratch.Floats(x.size(0), count);
   kernels::MatMul(x, router_, {}, picks, step.stream);
+  std::vector<float> host_picks;
+  if (step.stream.device == Device::kCuda) {
+    host_picks.resize(static_cast<size_t>(picks.num_elements()));
+    cuda::Copy(host_picks.data(), picks.raw(), host_picks.size() * 4, step.stream);
+    cuda::Synchronize(step.stream);
+    picks = TensorView(host_picks.data(), {x.size(0), count});
+  }
   Pick(picks);
   for (int m = 0; m < count; ++m) {
-    const BatchView part = Gather(step, picks, m, scale);
+    const BatchView part = Gather(step, picks, m, scale, counters.data());
     if (part.tokens == 0) continue;
     Scratch::Scope inner(step.scratch);
-    TensorView rows(step.routed.rows.data(), {part.tokens});
-    TensorView in = step.scratch.Floats(part.tokens, x.size(1));
-    TensorView out = step.scratch.Floats(part.tokens, x.size(1));
+    const TensorView rows = step.routed.Rows(0, part.tokens);
+    TensorView in = step.scratch.Activations(part.tokens, x.size(1));
+    TensorView out = step.scratch.Activations(part.tokens, x.size(1));
     kernels::GatherRows(x, rows, in, step.stream);
     mixers[static_cast<size_t>(m)]->Forward(
-        {part, step.state, step.scratch, step.routed, step.stream}, in, out);
-    kernels::ScatterAddScaled(h, out, rows, TensorView(step.routed.weights.data(), {part.tokens}),
-                              step.stream);
+        {part, step.state, step.scratch, step.routed, step.stream, step.op_scratch}, in, out);
+    kernels::ScatterAddScaled(h, out, rows, step.routed.Weights(part.tokens), step.stream);
   }
+  CopyCounters(step, count, true, counters.data());
 }
 
 }  // namespace weir::model

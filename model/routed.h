@@ -23,6 +23,8 @@ class RoutedMixers {
 
   // h += scale * sum over the picked mixers of weight * mixer(x); x, h [tokens, D].
   //
+  // The picks are looked at on the host: on a GPU every such layer waits for them.
+  //
   // Each mixer's counter in the slot holds how many tokens it has seen: it says whether its state
   // is still to start from zero and how many entries its attention has stored.
   void Forward(const StepContext& step, const std::vector<std::unique_ptr<Mixer>>& mixers,
@@ -32,8 +34,11 @@ class RoutedMixers {
   // Turns router logits [tokens, mixers] into weights; -1 where a mixer was not picked.
   void Pick(TensorView logits) const;
   // The part of the batch that picked `mixer`, in step.routed; advances the counters.
-  BatchView Gather(const StepContext& step, TensorView picks, int mixer, float scale) const;
-  int32_t* Counters(const StepContext& step, int32_t slot) const;
+  // `counters`: of all mixers, of the sequences of the batch one after another.
+  BatchView Gather(const StepContext& step, TensorView picks, int mixer, float scale,
+                   int32_t* counters) const;
+  // Between the slots and `counters` (host).
+  void CopyCounters(const StepContext& step, int count, bool to_slots, int32_t* counters) const;
 
   kernels::PackedMatrix router_;  // f32: a pick must not hang on rounding
   int top_k_ = 1;

@@ -46,13 +46,10 @@ StepRunner::StepRunner(const Decoder* decoder, int hidden, const scheduler::Exec
       hidden_(hidden),
       limits_(limits),
       stream_(stream),
-      batch_(limits.max_step_tokens, limits.max_step_sequences, Columns(limits)),
-      routed_(limits.max_step_tokens, limits.max_step_sequences, Columns(limits)),
-      ids_(ToSize(limits.max_step_tokens)),
-      head_rows_(ToSize(limits.max_step_sequences)),
       first_token_(ToSize(limits.max_step_sequences)),
       kept_rows_(ToSize(limits.max_step_tokens)),
       first_kept_(ToSize(limits.max_step_sequences)),
+      head_rows_(ToSize(limits.max_step_sequences)),
       histories_(ToSize(limits.max_step_sequences)) {
   previous_.reserve(ToSize(limits.max_step_sequences));
   sample_rows_.reserve(ToSize(limits.max_step_sequences));
@@ -60,7 +57,8 @@ StepRunner::StepRunner(const Decoder* decoder, int hidden, const scheduler::Exec
 }
 
 absl::StatusOr<StepRunner> StepRunner::Make(const Decoder* decoder, int hidden,
-                                            const scheduler::ExecutorLimits& limits, DType kv_dtype,
+                                            const scheduler::ExecutorLimits& limits,
+                                            const StateTypes& types,
                                             int64_t scratch_floats_per_token, Stream stream) {
   StepRunner runner(decoder, hidden, limits, stream);
   const auto allocate = [](int64_t bytes, const char* what) {
@@ -74,14 +72,19 @@ absl::StatusOr<StepRunner> StepRunner::Make(const Decoder* decoder, int hidden,
   ASSIGN_OR_RETURN(runner.logits_,
                    allocate(int64_t{limits.max_step_sequences} * limits.vocab_size * 4, "logits"));
   ASSIGN_OR_RETURN(runner.scratch_,
-                   Scratch::Allocate(ScratchFloats(hidden, limits, scratch_floats_per_token)));
+                   Scratch::Allocate(ScratchFloats(hidden, limits, scratch_floats_per_token),
+                                     DType::kF32, stream));
+  for (BatchStorage* storage : {&runner.batch_, &runner.routed_}) {
+    ASSIGN_OR_RETURN(*storage, BatchStorage::Make(limits.max_step_tokens, limits.max_step_sequences,
+                                                  Columns(limits), 1, stream));
+  }
   StateMemory& state = runner.state_;
   state.slots = runner.slots_.data();
   state.slot_bytes = layout.slot_bytes;
   state.pages = runner.pages_.data();
   state.page_bytes = layout.page_bytes;
   state.page_tokens = layout.page_tokens;
-  state.kv_dtype = kv_dtype;
+  state.types = types;
   return runner;
 }
 
@@ -95,7 +98,7 @@ int32_t StepRunner::PreviousToken(scheduler::SequenceId sequence) const {
 
 void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int at,
                               int first_token) {
-  const auto s = ToSize(at);
+  const int s = at;
   const auto count = static_cast<int>(sequence.tokens.size());
   first_token_[index] = first_token;
   batch_.offsets[s] = first_token;
@@ -104,17 +107,17 @@ void StepRunner::PackSequence(const SequenceInput& sequence, size_t index, int a
   batch_.fresh[s] = sequence.position == 0 ? 1 : 0;
   batch_.cached[s] = sequence.position;
   for (int i = 0; i < count; ++i) {
-    const auto t = ToSize(first_token + i);
-    ids_[t] =
+    const int t = first_token + i;
+    batch_.ids[t] =
         sequence.feed_previous ? PreviousToken(sequence.sequence) : sequence.tokens[ToSize(i)];
-    WEIR_CHECK(ids_[t] >= 0 && ids_[t] < limits_.vocab_size) << "token " << ids_[t];
+    WEIR_CHECK(batch_.ids[t] >= 0 && batch_.ids[t] < limits_.vocab_size)
+        << "token " << batch_.ids[t];
     batch_.positions[t] = sequence.position + i;
   }
   if (batch_.columns > 0) {
     const auto pages = ToSize(limits_.layout.PagesFor(sequence.position + count));
     WEIR_CHECK(sequence.pages.size() >= pages) << sequence.pages.size() << " pages, need " << pages;
-    std::copy_n(sequence.pages.begin(), pages,
-                batch_.block_table.begin() + int64_t{at} * batch_.columns);
+    std::copy_n(sequence.pages.begin(), pages, batch_.block_table + at * batch_.columns);
   }
 }
 
@@ -157,8 +160,7 @@ StepResult StepRunner::Run(absl::Span<const SequenceInput> sequences) {
   const BatchView batch = Pack(sequences);
   const StepContext step{batch, state_, scratch_, routed_, stream_};
   ChooseKeptRows(sequences);
-  decoder_->Forward(step, TensorView(ids_.data(), {batch.tokens}),
-                    TensorView(kept_rows_.data(), {kept_}),
+  decoder_->Forward(step, batch_.Ids(batch.tokens), TensorView(kept_rows_.data(), {kept_}),
                     TensorView(hidden_states_.as<float>(), {kept_, hidden_}));
 
   StepResult result;
@@ -265,7 +267,7 @@ void StepRunner::SampleTokens(const StepContext& step, absl::Span<const Sequence
       if (sequence.feed_previous) {
         std::vector<int32_t>& history = histories_[rows.size()];
         history.assign(sequence.generated.begin(), sequence.generated.end());
-        history.push_back(ids_[ToSize(first_token_[i])]);
+        history.push_back(batch_.ids[first_token_[i]]);
         row.generated = history;
       }
     }

@@ -20,8 +20,9 @@ class StepRunner {
  public:
   // Takes all memory that a step needs. `decoder` and `stream.pool` must outlive it.
   static absl::StatusOr<StepRunner> Make(const Decoder* decoder, int hidden,
-                                         const scheduler::ExecutorLimits& limits, DType kv_dtype,
-                                         int64_t scratch_floats_per_token, Stream stream);
+                                         const scheduler::ExecutorLimits& limits,
+                                         const StateTypes& types, int64_t scratch_floats_per_token,
+                                         Stream stream);
   // Bytes that Make takes beside slots and pages.
   static int64_t WorkspaceBytes(int hidden, const scheduler::ExecutorLimits& limits,
                                 int64_t scratch_floats_per_token);
@@ -66,10 +67,9 @@ class StepRunner {
   StateMemory state_;
   Scratch scratch_;
   BatchStorage batch_, routed_;
-  std::vector<int32_t> ids_, head_rows_;
   std::vector<int32_t> first_token_;  // of each sequence of the plan, in the batch
   // Rows of the batch whose hidden states are kept for the head, and where a sequence's begin.
-  std::vector<int32_t> kept_rows_, first_kept_;
+  std::vector<int32_t> kept_rows_, first_kept_, head_rows_;
   int kept_ = 0;
   std::vector<std::pair<scheduler::SequenceId, int32_t>> previous_;  // sampled by the last step
   std::vector<kernels::SampleRow> sample_rows_;

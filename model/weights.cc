@@ -8,6 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
+#include "core/cuda/runtime.h"
 #include "core/philox.h"
 #include "core/thread_pool.h"
 
@@ -61,10 +62,16 @@ void Complain(const char* what, const std::vector<std::string>& items, std::stri
 
 }  // namespace
 
-absl::StatusOr<FloatVector> FloatVector::From(const std::vector<float>& values) {
+absl::StatusOr<FloatVector> FloatVector::From(const std::vector<float>& values, Stream stream) {
   FloatVector vector;
   if (values.empty()) return vector;
   vector.size_ = static_cast<int64_t>(values.size());
+  if (stream.device == Device::kCuda) {
+    ASSIGN_OR_RETURN(vector.buffer_, cuda::AllocateDevice(values.size() * 4, "weights"));
+    // From pageable memory: staged before the call returns.
+    cuda::Copy(vector.buffer_.data(), values.data(), values.size() * 4, stream);
+    return vector;
+  }
   ASSIGN_OR_RETURN(vector.buffer_, Buffer::Allocate(values.size() * 4, "weights"));
   std::copy(values.begin(), values.end(), vector.buffer_.as<float>());
   return vector;
@@ -245,7 +252,7 @@ absl::StatusOr<std::vector<float>> WeightReader::Values(const std::string& name)
 
 absl::StatusOr<FloatVector> WeightReader::Vector(const std::string& name) {
   ASSIGN_OR_RETURN(const std::vector<float> values, Values(name));
-  return FloatVector::From(values);
+  return FloatVector::From(values, options_.stream);
 }
 
 absl::StatusOr<WeightReader::Table> WeightReader::EmbeddingTable(const std::string& name) {
@@ -259,6 +266,11 @@ absl::StatusOr<WeightReader::Table> WeightReader::EmbeddingTable(const std::stri
                    (entry.stored->dtype == DType::kF16 && options_.compute == DType::kBF16);
   Table table;
   const DType dtype = narrow ? DType::kBF16 : DType::kF32;
+  if (options_.stream.device == Device::kCuda) {
+    ASSIGN_OR_RETURN(table.matrix, Matrix("", {name}, dtype));
+    table.view = table.matrix.table();
+    return table;
+  }
   ASSIGN_OR_RETURN(table.buffer,
                    Buffer::Allocate(static_cast<size_t>(rows * width * DTypeSize(dtype)),
                                     "the embedding table"));

@@ -24,7 +24,8 @@ namespace weir::model {
 class FloatVector {
  public:
   FloatVector() = default;
-  static absl::StatusOr<FloatVector> From(const std::vector<float>& values);
+  // In the memory of the stream's device.
+  static absl::StatusOr<FloatVector> From(const std::vector<float>& values, Stream stream);
 
   bool defined() const { return size_ > 0; }
   // [size]; undefined when empty.
@@ -86,8 +87,9 @@ class WeightReader {
   absl::StatusOr<FloatVector> Vector(const std::string& name);
   // A table for look-ups, bf16 where checkpoint and compute both are 16 bits wide, else f32.
   struct Table {
-    Buffer buffer;
-    TensorView view;  // [rows, width]
+    Buffer buffer;                 // CPU
+    kernels::PackedMatrix matrix;  // GPU
+    TensorView view;               // [rows, width]
   };
   absl::StatusOr<Table> EmbeddingTable(const std::string& name);
 

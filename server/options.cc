@@ -102,7 +102,13 @@ OptionSpec Duration(std::string name, int64_t* target, int64_t least_us, std::st
 
 void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Text("model", &o->model, "Model folder (on the command line: the argument)."));
-  table->push_back(Choice("device", &o->device, {"auto", "cpu"}, "Where the model runs."));
+  table->push_back(Choice("device", &o->device, {"auto", "cpu", "cuda"},
+                          "Where the model runs; auto: on a GPU where one is usable."));
+  table->push_back(
+      Bool("random-weights", &o->random_weights,
+           "Serve random weights: the model may be a config.json alone. For benchmarks."));
+  table->push_back(
+      Bool("cuda-graphs", &o->cuda_graphs, "On a GPU, decode steps as captured graphs."));
   table->push_back(Choice("dtype", &o->dtype, {"auto", "f32", "bf16"},
                           "Number format of weights and products; auto: as the checkpoint."));
   table->push_back(Integer("slots", &o->slots, 0, 1 << 20,
@@ -119,10 +125,11 @@ void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
 }
 
 void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
-  table->push_back(Integer("step-tokens", &o->step_tokens, 1, 1 << 20,
-                           "Tokens in one step, prefill and decode together."));
-  table->push_back(
-      Integer("step-sequences", &o->step_sequences, 1, 1 << 16, "Sequences in one step."));
+  table->push_back(Integer("step-tokens", &o->step_tokens, 0, 1 << 20,
+                           "Tokens in one step, prefill and decode together; 0: 512 on a CPU, "
+                           "8192 on a GPU."));
+  table->push_back(Integer("step-sequences", &o->step_sequences, 0, 1 << 16,
+                           "Sequences in one step; 0: 64 on a CPU, 256 on a GPU."));
   table->push_back(Integer("prefill-chunk", &o->prefill_chunk_tokens, 0, 1 << 20,
                            "Longest piece of one prompt in a step, in tokens; 0: step-tokens."));
   table->push_back(Duration("target-inter-token", &o->target_inter_token_us, 0,
@@ -213,12 +220,12 @@ absl::Status CheckOptions(const ServerOptions& options) {
         "memory: slots and kv-pages already say how much memory is used; leave one of the three "
         "out");
   }
-  if (options.prefill_chunk_tokens > options.step_tokens) {
+  if (options.step_tokens > 0 && options.prefill_chunk_tokens > options.step_tokens) {
     return absl::InvalidArgumentError(
         absl::StrCat("prefill-chunk: ", options.prefill_chunk_tokens, " is more than step-tokens, ",
                      options.step_tokens, ": such a piece never fits in a step"));
   }
-  if (options.step_sequences > options.step_tokens) {
+  if (options.step_tokens > 0 && options.step_sequences > options.step_tokens) {
     return absl::InvalidArgumentError(
         absl::StrCat("step-sequences: ", options.step_sequences, " is more than step-tokens, ",
                      options.step_tokens, ": each sequence takes at least one token"));

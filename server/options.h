@@ -23,14 +23,16 @@ struct ServerOptions {
 
   // The model and its memory; 0: chosen by the model or by what the machine has.
   std::string device = "auto";
+  bool random_weights = false;
+  bool cuda_graphs = true;
   std::string dtype = "auto";
   int64_t slots = 0;
   int64_t kv_pages = 0;
   int64_t memory_bytes = 0;
   int64_t page_tokens = 16;
   int64_t max_position = 0;
-  int64_t step_tokens = 512;
-  int64_t step_sequences = 64;
+  int64_t step_tokens = 0;
+  int64_t step_sequences = 0;
   int64_t threads = 0;
 
   // Scheduling.

@@ -14,6 +14,7 @@
 #include "kernels/recurrence.h"
 #include "kernels/sample.h"
 #include "kernels/short_conv.h"
+#include "kernels/step_inputs.h"
 
 namespace weir::kernels::gpu {
 
@@ -75,6 +76,10 @@ void Rotary(const RotaryArgs& args, Stream stream);
 // device_sampler.h
 absl::StatusOr<std::unique_ptr<DeviceSampler>> MakeDeviceSampler(
     const DeviceSampler::Limits& limits, int64_t history_capacity, Stream stream);
+
+// step_inputs.h
+void FeedPrevious(TensorView ids, TensorView sources, TensorView previous, Stream stream);
+void ScatterInts(TensorView to, TensorView indices, TensorView values, Stream stream);
 
 // sample.h
 void Sample(TensorView logits, absl::Span<const SampleRow> rows, absl::Span<SampleResult> results,

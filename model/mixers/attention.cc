@@ -3,8 +3,6 @@
 #include <cmath>
 
 #include "kernels/attention.h"
-#include "kernels/norm.h"
-#include "kernels/pointwise.h"
 #include "model/mixers/mixer.h"
 
 namespace weir::model {
@@ -39,7 +37,7 @@ class Attention final : public Mixer {
       ASSIGN_OR_RETURN(q_norm_, weights.Vector(prefix + "q_norm.weight"));
       ASSIGN_OR_RETURN(k_norm_, weights.Vector(prefix + "k_norm.weight"));
     }
-    ASSIGN_OR_RETURN(inv_freq_, FloatVector::From(RopeFrequencies(p_.rope)));
+    ASSIGN_OR_RETURN(inv_freq_, FloatVector::From(RopeFrequencies(p_.rope), weights.stream()));
     ASSIGN_OR_RETURN(out_, weights.Matrix(prefix, {"o_proj.weight"}));
     slot_offset_ = place.slot_offset;
     page_offset_ = place.page_offset;
@@ -49,34 +47,38 @@ class Attention final : public Mixer {
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     const int64_t tokens = x.size(0);
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Floats(tokens, at_.total);
+    TensorView in = step.scratch.Activations(tokens, at_.total);
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
-    if (p_.qk_norm) {
-      TensorView q = in.Columns(at_.q, at_.width), k = in.Columns(at_.k, at_.kv_width);
-      kernels::RmsNorm({q, q_norm_.view(), p_.head_dim, p_.norm_eps, q}, step.stream);
-      kernels::RmsNorm({k, k_norm_.view(), p_.head_dim, p_.norm_eps, k}, step.stream);
-    }
     kernels::AttentionArgs args;
     args.q = Heads(in, at_.q, p_.heads, p_.head_dim);
     args.k = Heads(in, at_.k, p_.kv_heads, p_.head_dim);
     args.v = Heads(in, at_.v, p_.kv_heads, p_.head_dim);
-    if (inv_freq_.defined()) {
-      kernels::Rotary({args.q, step.batch.positions, inv_freq_.view()}, step.stream);
-      kernels::Rotary({args.k, step.batch.positions, inv_freq_.view()}, step.stream);
-    }
-    TensorView o = step.scratch.Floats(tokens, at_.width);
+    args.q_norm = q_norm_.view();
+    args.k_norm = k_norm_.view();
+    args.norm_eps = p_.norm_eps;
+    args.positions = step.batch.positions;
+    args.inv_freq = inv_freq_.view();
+    if (p_.output_gate) args.gate = in.Columns(at_.gate, at_.width);
+    TensorView o = step.scratch.Activations(tokens, at_.width);
     args.out = o.Reshape({tokens, p_.heads, p_.head_dim});
     args.scale = p_.scale;
     args.offsets = step.batch.offsets;
     args.slots = step.batch.slots;
     args.cached = step.batch.cached;
+    args.host_offsets = step.batch.host_offsets;
+    args.host_cached = step.batch.host_cached;
+    args.max_entries = step.batch.max_entries;
+    args.scratch = step.op_scratch;
     Attend(step, args);
-    if (p_.output_gate) {
-      kernels::GateMultiply(in.Columns(at_.gate, at_.width), o, kernels::Activation::kSigmoid, o,
-                            step.stream);
-    }
     kernels::MatMul(o, out_, out_bias_.view(), out, step.stream);
   }
+
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const override {
+    return kernels::AttentionScratchBytes(p_.heads, p_.kv_heads, p_.head_dim, limits.tokens,
+                                          limits.sequences, limits.max_entries, limits.activations,
+                                          stream);
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override { return {&in_, &out_}; }
 
  private:
   void Attend(const StepContext& step, const kernels::AttentionArgs& args) const {
@@ -85,7 +87,7 @@ class Attention final : public Mixer {
       ring.base = step.state.slots + slot_offset_;
       ring.slot_stride_bytes = step.state.slot_bytes;
       ring.window = p_.window;
-      ring.dtype = step.state.kv_dtype;
+      ring.dtype = step.state.types.kv;
       kernels::WindowAttention(args, ring, step.stream);
       return;
     }
@@ -94,7 +96,7 @@ class Attention final : public Mixer {
     kv.page_stride_bytes = step.state.page_bytes;
     kv.layer_offset_bytes = page_offset_;
     kv.page_tokens = step.state.page_tokens;
-    kv.dtype = step.state.kv_dtype;
+    kv.dtype = step.state.types.kv;
     kv.block_table = step.batch.block_table;
     kernels::PagedAttention(args, kv, step.stream);
   }
@@ -116,7 +118,7 @@ class Attention final : public Mixer {
       RETURN_IF_ERROR(append(p_.qkv_bias, "v_proj.bias", at_.kv_width));
       if (p_.output_gate) RETURN_IF_ERROR(append(p_.gate_bias, "g_proj.bias", at_.width));
     }
-    ASSIGN_OR_RETURN(in_bias_, FloatVector::From(bias));
+    ASSIGN_OR_RETURN(in_bias_, FloatVector::From(bias, weights.stream()));
     if (p_.output_bias) {
       ASSIGN_OR_RETURN(out_bias_, weights.Vector(prefix + "o_proj.bias"));
     }
@@ -152,9 +154,9 @@ void ListTensors(const AttnParams& p, int hidden, TensorList* list) {
   if (p.output_bias) list->Add("o_proj.bias", {hidden}, Role::kBias);
 }
 
-MixerNeeds Needs(const AttnParams& p, int /*hidden*/, DType kv_dtype) {
+MixerNeeds Needs(const AttnParams& p, int /*hidden*/, const StateTypes& types) {
   const Columns at(p);
-  const int64_t entry_bytes = 2 * at.kv_width * DTypeSize(kv_dtype);
+  const int64_t entry_bytes = 2 * at.kv_width * DTypeSize(types.kv);
   MixerNeeds needs;
   if (p.window > 0) {
     needs.slot_bytes = AlignState(p.window * entry_bytes);

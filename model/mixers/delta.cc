@@ -61,7 +61,7 @@ class Delta final : public Mixer {
     if (p_.gate != Gate::kNone) {
       ASSIGN_OR_RETURN(std::vector<float> a, weights.Values(place.prefix + "A_log"));
       for (float& value : a) value = std::exp(value);
-      ASSIGN_OR_RETURN(exp_a_, FloatVector::From(a));
+      ASSIGN_OR_RETURN(exp_a_, FloatVector::From(a, weights.stream()));
       ASSIGN_OR_RETURN(dt_bias_, weights.Vector(place.prefix + "dt_bias"));
     }
     if (!p_.use_beta) beta_scale_ *= 2.0f;
@@ -69,15 +69,24 @@ class Delta final : public Mixer {
     ASSIGN_OR_RETURN(conv_, QkvConv::Make(p_.conv, place, weights));
     ASSIGN_OR_RETURN(norm_, weights.Vector(place.prefix + "o_norm.weight"));
     ASSIGN_OR_RETURN(out_, weights.Matrix(place.prefix, {"o_proj.weight"}));
-    state_offset_ = place.slot_offset + QkvConv::SlotBytes(p_.conv, at_.gate);
+    state_offset_ = place.slot_offset + QkvConv::SlotBytes(p_.conv, at_.gate, place.types.window);
     return absl::OkStatus();
   }
 
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     const int64_t tokens = x.size(0);
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Floats(tokens, at_.total);
+    TensorView in = step.scratch.Activations(tokens, at_.total);
     kernels::MatMul(x, in_, {}, in, step.stream);
+    kernels::LinearMixerArgs fused = Fused();
+    fused.qkv = in.Columns(0, at_.gate);
+    if (kernels::LinearMixerSupported(fused, step.stream)) {
+      TensorView o = step.scratch.Activations(tokens, width_);
+      DescribeFused(step, in, o, &fused);
+      kernels::LinearMixer(fused, step.stream);
+      kernels::MatMul(o, out_, {}, out, step.stream);
+      return;
+    }
     ConvAndActivate(step, in);
     NormalizeQk(step, in);
 
@@ -89,9 +98,9 @@ class Delta final : public Mixer {
     args.v = Heads(in, at_.v, p_.value_heads, p_.value_dim);
     args.scale = p_.l2_norm ? 1.0f : QScale();
     SetDecay(step, in, &args);
-    args.beta = in.Columns(at_.beta, p_.value_heads);
-    kernels::Beta(args.beta, beta_scale_, args.beta, step.stream);
-    TensorView o = step.scratch.Floats(tokens, width_);
+    args.beta = step.scratch.Floats(tokens, p_.value_heads);
+    kernels::Beta(in.Columns(at_.beta, p_.value_heads), beta_scale_, args.beta, step.stream);
+    TensorView o = step.scratch.Activations(tokens, width_);
     args.out = o.Reshape({tokens, p_.value_heads, p_.value_dim});
     RunRecurrence(args, step, state_offset_);
 
@@ -108,7 +117,69 @@ class Delta final : public Mixer {
     kernels::MatMul(o, out_, {}, out, step.stream);
   }
 
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const override {
+    kernels::LinearMixerArgs fused = Fused();
+    fused.qkv = TensorView(nullptr, limits.activations, {limits.tokens, at_.gate});
+    if (kernels::LinearMixerSupported(fused, stream)) {
+      return kernels::LinearMixerScratchBytes(fused, limits.tokens, limits.sequences);
+    }
+    return RecurrenceScratch(RecurrenceDecay(), kernels::Update::kDelta, p_.value_heads, p_.heads,
+                             p_.key_dim, p_.value_dim, limits, stream);
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override { return {&in_, &out_}; }
+
  private:
+  kernels::Decay RecurrenceDecay() const {
+    return p_.gate == Gate::kVector   ? kernels::Decay::kVector
+           : p_.gate == Gate::kScalar ? kernels::Decay::kScalar
+                                      : kernels::Decay::kNone;
+  }
+
+  // What the fused op is told by the parameters alone.
+  kernels::LinearMixerArgs Fused() const {
+    kernels::LinearMixerArgs args;
+    args.decay = RecurrenceDecay();
+    args.update = kernels::Update::kDelta;
+    args.heads = args.heads_v = args.heads_g = p_.value_heads;
+    args.heads_q = args.heads_k = p_.heads;
+    args.key_dim = p_.key_dim;
+    args.value_dim = p_.value_dim;
+    args.conv_weight = conv_.shape();
+    args.window_dtype = conv_.window();
+    args.activation = kernels::Activation::kSilu;
+    args.l2_norm = p_.l2_norm;
+    args.q_scale = QScale();
+    args.decay_bias = dt_bias_.view();
+    args.exp_a = exp_a_.view();
+    if (p_.gate == Gate::kVector && p_.lower_bound) {
+      args.decay_form = kernels::LogDecayArgs::Form::kBoundedSigmoid;
+      args.lower_bound = *p_.lower_bound;
+    }
+    args.beta_scale = beta_scale_;
+    args.gate_activation =
+        p_.gate == Gate::kVector ? kernels::Activation::kSigmoid : kernels::Activation::kSilu;
+    args.norm_weight = norm_.view();
+    args.norm_eps = p_.norm_eps;
+    // Other activations and sums as norms are composed of single ops.
+    if (p_.qk_activation != QkActivation::kSilu || !p_.l2_norm) args.heads = 0;
+    return args;
+  }
+
+  void DescribeFused(const StepContext& step, TensorView in, TensorView o,
+                     kernels::LinearMixerArgs* args) const {
+    const int64_t tokens = in.size(0);
+    conv_.Describe(step, args);
+    if (p_.gate == Gate::kScalar) args->decay_x = in.Columns(at_.decay, at_.decay_width);
+    if (p_.gate == Gate::kVector) {
+      args->decay_x = step.scratch.Activations(tokens, int64_t{p_.value_heads} * p_.key_dim);
+      kernels::MatMul(in.Columns(at_.decay, at_.decay_width), f_, {}, args->decay_x, step.stream);
+    }
+    args->beta_x = in.Columns(at_.beta, p_.value_heads);
+    args->gate = OutputGate(step, in);
+    args->out = o;
+    SetBatch(step, state_offset_, args);
+  }
+
   float QScale() const { return 1.0f / std::sqrt(static_cast<float>(p_.key_dim)); }
 
   // q and k: conv, then qk_activation; v: conv, then silu.
@@ -153,8 +224,10 @@ class Delta final : public Mixer {
     decay.form = kernels::LogDecayArgs::Form::kSoftplus;
     decay.x = in.Columns(at_.decay, at_.decay_width);
     const int64_t tokens = in.size(0);
+    const int64_t width =
+        p_.gate == Gate::kVector ? int64_t{p_.value_heads} * p_.key_dim : int64_t{p_.value_heads};
     if (p_.gate == Gate::kVector) {
-      TensorView f = step.scratch.Floats(tokens, int64_t{p_.value_heads} * p_.key_dim);
+      TensorView f = step.scratch.Activations(tokens, width);
       kernels::MatMul(decay.x, f_, {}, f, step.stream);
       decay.x = f;
       if (p_.lower_bound) {
@@ -164,11 +237,11 @@ class Delta final : public Mixer {
     }
     decay.bias = dt_bias_.view();
     decay.exp_a = exp_a_.view();
-    decay.out = decay.x;
+    decay.out = step.scratch.Floats(tokens, width);
     kernels::LogDecay(decay, step.stream);
-    args->decay = p_.gate == Gate::kVector ? kernels::Decay::kVector : kernels::Decay::kScalar;
-    args->g =
-        p_.gate == Gate::kVector ? decay.x.Reshape({tokens, p_.value_heads, p_.key_dim}) : decay.x;
+    args->decay = RecurrenceDecay();
+    args->g = p_.gate == Gate::kVector ? decay.out.Reshape({tokens, p_.value_heads, p_.key_dim})
+                                       : decay.out;
   }
 
   // [tokens, HV * V], or undefined.
@@ -176,7 +249,7 @@ class Delta final : public Mixer {
     if (p_.gate != Gate::kVector) {
       return p_.output_gate ? in.Columns(at_.gate, width_) : TensorView();
     }
-    TensorView gate = step.scratch.Floats(in.size(0), width_);
+    TensorView gate = step.scratch.Activations(in.size(0), width_);
     kernels::MatMul(in.Columns(at_.gate, at_.gate_width), g_, g_bias_.view(), gate, step.stream);
     return gate;
   }
@@ -221,14 +294,16 @@ void ListTensors(const DeltaParams& p, int hidden, TensorList* list) {
   list->Add("o_proj.weight", {hidden, v}, Role::kMatrix);
 }
 
-MixerNeeds Needs(const DeltaParams& p, int /*hidden*/, DType /*kv_dtype*/) {
+MixerNeeds Needs(const DeltaParams& p, int /*hidden*/, const StateTypes& types) {
   const Columns at(p);
   const int64_t state = int64_t{p.value_heads} * p.key_dim * p.value_dim;
   const int64_t width = int64_t{p.value_heads} * p.value_dim;
   MixerNeeds needs;
-  needs.slot_bytes = QkvConv::SlotBytes(p.conv, at.gate) + AlignState(state * 4);
-  needs.scratch_floats = at.total + width;
-  if (p.gate == Gate::kVector) needs.scratch_floats += int64_t{p.value_heads} * p.key_dim + width;
+  needs.slot_bytes = QkvConv::SlotBytes(p.conv, at.gate, types.window) + AlignState(state * 4);
+  needs.scratch_floats = at.total + width + 2 * p.value_heads;
+  if (p.gate == Gate::kVector) {
+    needs.scratch_floats += 2 * int64_t{p.value_heads} * p.key_dim + width;
+  }
   needs.state_flops = 7.0 * static_cast<double>(state);
   return needs;
 }

@@ -23,12 +23,13 @@ class GatedConv final : public Mixer {
       ASSIGN_OR_RETURN(out_bias_, weights.Vector(prefix + "out_proj.bias"));
     }
     slot_offset_ = place.slot_offset;
+    window_ = place.types.window;
     return absl::OkStatus();
   }
 
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Floats(x.size(0), 3 * hidden_);
+    TensorView in = step.scratch.Activations(x.size(0), 3 * hidden_);
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
     TensorView b = in.Columns(0, hidden_), c = in.Columns(hidden_, hidden_);
     TensorView y = in.Columns(2 * hidden_, hidden_);
@@ -42,6 +43,7 @@ class GatedConv final : public Mixer {
     args.offsets = step.batch.offsets;
     args.slots = step.batch.slots;
     args.fresh = step.batch.fresh;
+    args.window_dtype = window_;
     args.state = step.state.slots + slot_offset_;
     args.slot_stride_bytes = step.state.slot_bytes;
     kernels::ShortConv(args, step.stream);
@@ -49,7 +51,13 @@ class GatedConv final : public Mixer {
     kernels::MatMul(y, out_, out_bias_.view(), out, step.stream);
   }
 
+  int64_t OpScratchBytes(const StepLimits& /*limits*/, Stream /*stream*/) const override {
+    return 0;
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override { return {&in_, &out_}; }
+
  private:
+  DType window_ = DType::kF32;
   const Params p_;
   const int64_t hidden_;
   kernels::PackedMatrix in_, out_;
@@ -71,9 +79,9 @@ void ListTensors(const GatedConvParams& p, int hidden, TensorList* list) {
   }
 }
 
-MixerNeeds Needs(const GatedConvParams& p, int hidden, DType /*kv_dtype*/) {
+MixerNeeds Needs(const GatedConvParams& p, int hidden, const StateTypes& types) {
   MixerNeeds needs;
-  needs.slot_bytes = AlignState(int64_t{p.size - 1} * hidden * 4);
+  needs.slot_bytes = AlignState(int64_t{p.size - 1} * hidden * DTypeSize(types.window));
   needs.scratch_floats = int64_t{3} * hidden;
   needs.state_flops = 2.0 * p.size * hidden;
   return needs;

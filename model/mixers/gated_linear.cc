@@ -49,22 +49,31 @@ class GatedLinear final : public Mixer {
     } else if (p_.gate == Gate::kScalar) {
       ASSIGN_OR_RETURN(gk_bias_, weights.Vector(place.prefix + "gk_proj.bias"));
     } else {
-      RETURN_IF_ERROR(LoadFixedDecay());
+      RETURN_IF_ERROR(LoadFixedDecay(weights));
     }
     ASSIGN_OR_RETURN(conv_, QkvConv::Make(p_.conv, place, weights));
     if (p_.norm_weight) {
       ASSIGN_OR_RETURN(norm_, weights.Vector(place.prefix + NormName(p_)));
     }
     ASSIGN_OR_RETURN(out_, weights.Matrix(place.prefix, {"o_proj.weight"}));
-    state_offset_ = place.slot_offset + QkvConv::SlotBytes(p_.conv, at_.gate);
+    state_offset_ = place.slot_offset + QkvConv::SlotBytes(p_.conv, at_.gate, place.types.window);
     return absl::OkStatus();
   }
 
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     const int64_t tokens = x.size(0);
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Floats(tokens, at_.total);
+    TensorView in = step.scratch.Activations(tokens, at_.total);
     kernels::MatMul(x, in_, {}, in, step.stream);
+    kernels::LinearMixerArgs fused = Fused();
+    fused.qkv = in.Columns(0, at_.gate);
+    if (kernels::LinearMixerSupported(fused, step.stream)) {
+      TensorView o = step.scratch.Activations(tokens, int64_t{p_.heads} * p_.value_dim);
+      DescribeFused(step, in, o, &fused);
+      kernels::LinearMixer(fused, step.stream);
+      kernels::MatMul(o, out_, {}, out, step.stream);
+      return;
+    }
     if (conv_.enabled()) {
       conv_.Forward(step, in.Columns(0, at_.gate), kernels::Activation::kSilu);
     }
@@ -81,7 +90,7 @@ class GatedLinear final : public Mixer {
       kernels::Rotary({args.k, step.batch.positions, inv_freq_.view()}, step.stream);
     }
     const int64_t width = int64_t{p_.heads} * p_.value_dim;
-    TensorView o = step.scratch.Floats(tokens, width);
+    TensorView o = step.scratch.Activations(tokens, width);
     args.out = o.Reshape({tokens, p_.heads, p_.value_dim});
     RunRecurrence(args, step, state_offset_);
 
@@ -96,7 +105,60 @@ class GatedLinear final : public Mixer {
     kernels::MatMul(o, out_, {}, out, step.stream);
   }
 
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const override {
+    kernels::LinearMixerArgs fused = Fused();
+    fused.qkv = TensorView(nullptr, limits.activations, {limits.tokens, at_.gate});
+    if (kernels::LinearMixerSupported(fused, stream)) {
+      return kernels::LinearMixerScratchBytes(fused, limits.tokens, limits.sequences);
+    }
+    return RecurrenceScratch(RecurrenceDecay(), kernels::Update::kAdditive, p_.heads, p_.kv_heads,
+                             p_.key_dim, p_.value_dim, limits, stream);
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override { return {&in_, &out_}; }
+
  private:
+  kernels::Decay RecurrenceDecay() const {
+    return p_.gate == Gate::kVector ? kernels::Decay::kVector : kernels::Decay::kScalar;
+  }
+
+  // What the fused op is told by the parameters alone.
+  kernels::LinearMixerArgs Fused() const {
+    kernels::LinearMixerArgs args;
+    args.decay = RecurrenceDecay();
+    args.heads = args.heads_q = p_.heads;
+    args.heads_k = args.heads_v = p_.kv_heads;
+    args.heads_g = p_.gate == Gate::kVector ? p_.kv_heads : p_.heads;
+    args.key_dim = p_.key_dim;
+    args.value_dim = p_.value_dim;
+    args.conv_weight = conv_.shape();
+    args.window_dtype = conv_.window();
+    args.activation = conv_.enabled() ? kernels::Activation::kSilu : kernels::Activation::kNone;
+    args.q_scale = 1.0f / std::sqrt(static_cast<float>(p_.key_dim));
+    args.decay_form = kernels::LogDecayArgs::Form::kLogSigmoid;
+    args.decay_bias = gk_bias_.view();
+    args.normalizer = p_.gate_normalizer;
+    args.has_clamp = p_.clamp_min.has_value();
+    args.clamp_min = p_.clamp_min.value_or(0.0f);
+    args.norm_weight = norm_.view();
+    args.norm_eps = p_.norm_eps;
+    // Rotary embedding stands between convolution and recurrence.
+    if (p_.gate == Gate::kFixed) args.heads = 0;
+    return args;
+  }
+
+  void DescribeFused(const StepContext& step, TensorView in, TensorView o,
+                     kernels::LinearMixerArgs* args) const {
+    conv_.Describe(step, args);
+    args->decay_x = in.Columns(at_.decay, at_.decay_width);
+    if (p_.gate == Gate::kVector) {
+      args->decay_x = step.scratch.Activations(in.size(0), int64_t{p_.kv_heads} * p_.key_dim);
+      kernels::MatMul(in.Columns(at_.decay, at_.decay_width), gk_, {}, args->decay_x, step.stream);
+    }
+    if (p_.output_gate) args->gate = in.Columns(at_.gate, int64_t{p_.heads} * p_.value_dim);
+    args->out = o;
+    SetBatch(step, state_offset_, args);
+  }
+
   // [tokens, HK, K], [tokens, H] or [1, H].
   TensorView LogDecay(const StepContext& step, TensorView in) const {
     if (p_.gate == Gate::kFixed) return TensorView(fixed_decay_.view()).Reshape({1, p_.heads});
@@ -104,8 +166,10 @@ class GatedLinear final : public Mixer {
     args.form = kernels::LogDecayArgs::Form::kLogSigmoid;
     args.x = in.Columns(at_.decay, at_.decay_width);
     const int64_t tokens = in.size(0);
+    const int64_t width =
+        p_.gate == Gate::kVector ? int64_t{p_.kv_heads} * p_.key_dim : int64_t{p_.heads};
     if (p_.gate == Gate::kVector) {
-      TensorView g = step.scratch.Floats(tokens, int64_t{p_.kv_heads} * p_.key_dim);
+      TensorView g = step.scratch.Activations(tokens, width);
       kernels::MatMul(args.x, gk_, {}, g, step.stream);
       args.x = g;
     }
@@ -113,22 +177,22 @@ class GatedLinear final : public Mixer {
     args.normalizer = p_.gate_normalizer;
     args.has_clamp = p_.clamp_min.has_value();
     args.clamp_min = p_.clamp_min.value_or(0.0f);
-    args.out = args.x;
+    args.out = step.scratch.Floats(tokens, width);
     kernels::LogDecay(args, step.stream);
-    if (p_.gate == Gate::kScalar) return args.x;
-    return args.x.Reshape({tokens, p_.kv_heads, p_.key_dim});
+    if (p_.gate == Gate::kScalar) return args.out;
+    return args.out.Reshape({tokens, p_.kv_heads, p_.key_dim});
   }
 
-  absl::Status LoadFixedDecay() {
+  absl::Status LoadFixedDecay(WeightReader& weights) {
     std::vector<float> g;
     for (int h = 0; h < p_.heads; ++h) {
       g.push_back(static_cast<float>(std::log1p(-std::exp2(-5.0 - h))));
     }
-    ASSIGN_OR_RETURN(fixed_decay_, FloatVector::From(g));
+    ASSIGN_OR_RETURN(fixed_decay_, FloatVector::From(g, weights.stream()));
     RopeParams rope;
     rope.dim = p_.key_dim;
     rope.theta = p_.rope_theta;
-    ASSIGN_OR_RETURN(inv_freq_, FloatVector::From(RopeFrequencies(rope)));
+    ASSIGN_OR_RETURN(inv_freq_, FloatVector::From(RopeFrequencies(rope), weights.stream()));
     return absl::OkStatus();
   }
 
@@ -162,13 +226,13 @@ void ListTensors(const GatedLinearParams& p, int hidden, TensorList* list) {
   list->Add("o_proj.weight", {hidden, o}, Role::kMatrix);
 }
 
-MixerNeeds Needs(const GatedLinearParams& p, int /*hidden*/, DType /*kv_dtype*/) {
+MixerNeeds Needs(const GatedLinearParams& p, int /*hidden*/, const StateTypes& types) {
   const Columns at(p);
   const int64_t state = int64_t{p.heads} * p.key_dim * p.value_dim;
   MixerNeeds needs;
-  needs.slot_bytes = QkvConv::SlotBytes(p.conv, at.gate) + AlignState(state * 4);
-  needs.scratch_floats = at.total + int64_t{p.heads} * p.value_dim +
-                         (p.gate == Gate::kVector ? int64_t{p.kv_heads} * p.key_dim : 0);
+  needs.slot_bytes = QkvConv::SlotBytes(p.conv, at.gate, types.window) + AlignState(state * 4);
+  needs.scratch_floats = at.total + int64_t{p.heads} * p.value_dim + p.heads +
+                         (p.gate == Gate::kVector ? 2 * int64_t{p.kv_heads} * p.key_dim : 0);
   needs.state_flops = 5.0 * static_cast<double>(state);
   return needs;
 }

@@ -46,7 +46,7 @@ class LinearAttn final : public Mixer {
     }
     ASSIGN_OR_RETURN(v_, weights.Matrix(place.prefix, rows));
     if (p_.norm_feature_map) {
-      ASSIGN_OR_RETURN(v_bias_, FloatVector::From(ones));
+      ASSIGN_OR_RETURN(v_bias_, FloatVector::From(ones, weights.stream()));
     }
     if (p_.feature_map == FeatureMap::kElementwiseProduct) {
       ASSIGN_OR_RETURN(map_q_, weights.Matrix(place.prefix, {"feature_map_q.layer1.weight",
@@ -63,9 +63,9 @@ class LinearAttn final : public Mixer {
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     const int64_t tokens = x.size(0);
     Scratch::Scope scope(step.scratch);
-    TensorView q = step.scratch.Floats(tokens, q_width_);
-    TensorView k = step.scratch.Floats(tokens, k_width_);
-    TensorView v = step.scratch.Floats(tokens, v_width_);
+    TensorView q = step.scratch.Activations(tokens, q_width_);
+    TensorView k = step.scratch.Activations(tokens, k_width_);
+    TensorView v = step.scratch.Activations(tokens, v_width_);
     kernels::MatMul(x, q_, {}, q, step.stream);
     kernels::MatMul(x, k_, {}, k, step.stream);
     kernels::MatMul(x, v_, v_bias_.view(), v, step.stream);
@@ -76,18 +76,26 @@ class LinearAttn final : public Mixer {
     args.q = MapFeatures(step, q, p_.heads, map_q_, p_.norm_q);
     args.k = MapFeatures(step, k, p_.kv_heads, map_k_, p_.norm_k);
     args.v = v.Reshape({tokens, p_.kv_heads, StateDim(p_)});
-    TensorView read = step.scratch.Floats(tokens, p_.heads * StateDim(p_));
+    TensorView read = step.scratch.Activations(tokens, p_.heads * StateDim(p_));
     args.out = read.Reshape({tokens, p_.heads, StateDim(p_)});
     RunRecurrence(args, step, state_offset_);
 
     TensorView o = read;
     if (p_.norm_feature_map) {
-      o = step.scratch.Floats(tokens, int64_t{p_.heads} * p_.value_dim);
+      o = step.scratch.Activations(tokens, int64_t{p_.heads} * p_.value_dim);
       kernels::DivideByLast(args.out, kDivideEps, o.Reshape({tokens, p_.heads, p_.value_dim}),
                             step.stream);
     }
     kernels::RmsNorm({o, norm_.view(), p_.value_dim, p_.norm_eps, o}, step.stream);
     kernels::MatMul(o, out_, {}, out, step.stream);
+  }
+
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const override {
+    return RecurrenceScratch(kernels::Decay::kNone, kernels::Update::kAdditive, p_.heads,
+                             p_.kv_heads, p_.key_dim, StateDim(p_), limits, stream);
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override {
+    return {&q_, &k_, &v_, &out_};
   }
 
  private:
@@ -108,7 +116,7 @@ class LinearAttn final : public Mixer {
       case FeatureMap::kElementwiseProduct: {
         Scratch::Scope scope(step.scratch);
         TensorView rows = x.Reshape({tokens * heads, p_.key_dim});
-        TensorView both = step.scratch.Floats(tokens * heads, 2 * p_.key_dim);
+        TensorView both = step.scratch.Activations(tokens * heads, 2 * p_.key_dim);
         kernels::MatMul(rows, map, {}, both, step.stream);
         kernels::Multiply(both.Columns(0, p_.key_dim), both.Columns(p_.key_dim, p_.key_dim), rows,
                           step.stream);
@@ -143,7 +151,7 @@ void ListTensors(const LinearAttnParams& p, int hidden, TensorList* list) {
   list->Add("o_proj.weight", {hidden, int64_t{p.heads} * p.value_dim}, Role::kMatrix);
 }
 
-MixerNeeds Needs(const LinearAttnParams& p, int /*hidden*/, DType /*kv_dtype*/) {
+MixerNeeds Needs(const LinearAttnParams& p, int /*hidden*/, const StateTypes& /*types*/) {
   const int64_t state = p.heads * p.key_dim * StateDim(p);
   const int64_t key = p.key_dim;
   MixerNeeds needs;

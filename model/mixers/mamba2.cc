@@ -26,8 +26,8 @@ struct Columns {
   int64_t inner, group_states, x, b, c, dt, conv_width, total;
 };
 
-int64_t WindowBytes(const Params& p) {
-  return AlignState((p.conv_size - 1) * Columns(p).conv_width * 4);
+int64_t WindowBytes(const Params& p, DType window) {
+  return AlignState((p.conv_size - 1) * Columns(p).conv_width * DTypeSize(window));
 }
 
 class Mamba2 final : public Mixer {
@@ -48,21 +48,22 @@ class Mamba2 final : public Mixer {
     }
     ASSIGN_OR_RETURN(std::vector<float> a, weights.Values(prefix + "A_log"));
     for (float& value : a) value = std::exp(value);
-    ASSIGN_OR_RETURN(exp_a_, FloatVector::From(a));
+    ASSIGN_OR_RETURN(exp_a_, FloatVector::From(a, weights.stream()));
     ASSIGN_OR_RETURN(dt_bias_, weights.Vector(prefix + "dt_bias"));
     ASSIGN_OR_RETURN(skip_, weights.Vector(prefix + "D"));
     if (p_.rms_norm) {
       ASSIGN_OR_RETURN(norm_, weights.Vector(prefix + "norm.weight"));
     }
     window_offset_ = place.slot_offset;
-    state_offset_ = place.slot_offset + WindowBytes(p_);
+    state_offset_ = place.slot_offset + WindowBytes(p_, place.types.window);
+    window_dtype_ = place.types.window;
     return absl::OkStatus();
   }
 
   void Forward(const StepContext& step, TensorView x, TensorView out) const override {
     const int64_t tokens = x.size(0);
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Floats(tokens, at_.total);
+    TensorView in = step.scratch.Activations(tokens, at_.total);
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
     Convolve(step, in.Columns(at_.x, at_.conv_width));
 
@@ -73,7 +74,7 @@ class Mamba2 final : public Mixer {
     args.q = Heads(in, at_.c, p_.groups, p_.state_size);
     args.k = Heads(in, at_.b, p_.groups, p_.state_size);
     args.g = step.scratch.Floats(tokens, p_.heads);
-    args.v = step.scratch.Floats(tokens, at_.inner).Reshape({tokens, p_.heads, p_.head_dim});
+    args.v = step.scratch.Activations(tokens, at_.inner).Reshape({tokens, p_.heads, p_.head_dim});
     kernels::Mamba2DtArgs dt;
     dt.x = in.Columns(at_.dt, p_.heads);
     dt.bias = dt_bias_.view();
@@ -84,7 +85,7 @@ class Mamba2 final : public Mixer {
     dt.g = args.g;
     dt.v = args.v;
     kernels::Mamba2Dt(dt, step.stream);
-    TensorView y = step.scratch.Floats(tokens, at_.inner);
+    TensorView y = step.scratch.Activations(tokens, at_.inner);
     args.out = y.Reshape({tokens, p_.heads, p_.head_dim});
     RunRecurrence(args, step, state_offset_);
     kernels::AddSkip(xs, skip_.view(), args.out, step.stream);
@@ -102,6 +103,12 @@ class Mamba2 final : public Mixer {
     kernels::MatMul(y, out_, out_bias_.view(), out, step.stream);
   }
 
+  int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const override {
+    return RecurrenceScratch(kernels::Decay::kScalar, kernels::Update::kAdditive, p_.heads,
+                             p_.groups, p_.state_size, p_.head_dim, limits, stream);
+  }
+  std::vector<const kernels::PackedMatrix*> Matrices() const override { return {&in_, &out_}; }
+
  private:
   void Convolve(const StepContext& step, TensorView xbc) const {
     kernels::ShortConvArgs args;
@@ -112,6 +119,7 @@ class Mamba2 final : public Mixer {
     args.offsets = step.batch.offsets;
     args.slots = step.batch.slots;
     args.fresh = step.batch.fresh;
+    args.window_dtype = window_dtype_;
     args.state = step.state.slots + window_offset_;
     args.slot_stride_bytes = step.state.slot_bytes;
     kernels::ShortConv(args, step.stream);
@@ -122,6 +130,7 @@ class Mamba2 final : public Mixer {
   kernels::PackedMatrix in_, out_;
   FloatVector in_bias_, out_bias_, conv_weight_, conv_bias_, exp_a_, dt_bias_, skip_, norm_;
   int64_t window_offset_ = 0, state_offset_ = 0;
+  DType window_dtype_ = DType::kF32;
 };
 
 }  // namespace
@@ -140,11 +149,11 @@ void ListTensors(const Mamba2Params& p, int hidden, TensorList* list) {
   if (p.bias) list->Add("out_proj.bias", {hidden}, Role::kBias);
 }
 
-MixerNeeds Needs(const Mamba2Params& p, int /*hidden*/, DType /*kv_dtype*/) {
+MixerNeeds Needs(const Mamba2Params& p, int /*hidden*/, const StateTypes& types) {
   const Columns at(p);
   const int64_t state = at.inner * p.state_size;
   MixerNeeds needs;
-  needs.slot_bytes = WindowBytes(p) + AlignState(state * 4);
+  needs.slot_bytes = WindowBytes(p, types.window) + AlignState(state * 4);
   needs.scratch_floats = at.total + p.heads + 2 * at.inner;
   needs.state_flops = 5.0 * static_cast<double>(state);
   return needs;

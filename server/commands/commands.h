@@ -15,6 +15,8 @@ void AddInspectCommand(CLI::App& app, int* exit_code);
 void AddCheckCommand(CLI::App& app, int* exit_code);
 void AddBenchCommand(CLI::App& app, int* exit_code);
 
+// "auto", "cpu", "cuda" as commands take it.
+absl::StatusOr<model::DeviceChoice> ParseDevice(const std::string& name);
 // "auto", "f32", "bf16" as commands take it.
 absl::StatusOr<model::ComputeDType> ParseComputeDType(const std::string& name);
 

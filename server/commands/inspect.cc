@@ -25,6 +25,7 @@ struct Options {
   std::string model_dir;
   std::string memory;
   std::string dtype = "auto";
+  std::string device = "auto";
   bool json = false;
 };
 
@@ -122,6 +123,7 @@ void PrintFacts(const model::ModelInfo& info, const TextSupport& text) {
 absl::Status RunInspect(const Options& options) {
   model::LoadOptions load;
   ASSIGN_OR_RETURN(load.dtype, ParseComputeDType(options.dtype));
+  ASSIGN_OR_RETURN(load.device, ParseDevice(options.device));
   int64_t memory_bytes = 0;
   if (!options.memory.empty()) {
     ASSIGN_OR_RETURN(memory_bytes, ParseBytes(options.memory));
@@ -157,6 +159,7 @@ void AddInspectCommand(CLI::App& app, int* exit_code) {
   inspect->add_option("model", options->model_dir, "Model folder")->required();
   inspect->add_option("--memory", options->memory,
                       "Say how many sequences fit in this much memory, e.g. 24GiB");
+  inspect->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
   inspect->add_option("--dtype", options->dtype, "auto, f32 or bf16")->capture_default_str();
   inspect->add_flag("--json", options->json, "Print one JSON object");
   inspect->callback([options, exit_code] {

@@ -21,6 +21,7 @@ struct TextParts {
 
 absl::StatusOr<TextParts> LoadText(const std::string& model_dir) {
   TextParts parts;
+  if (model_dir.empty()) return parts;
   auto tokenizer = text::Tokenizer::Load(model_dir);
   if (absl::IsNotFound(tokenizer.status())) return parts;  // token ids only
   RETURN_IF_ERROR(tokenizer.status());
@@ -75,8 +76,19 @@ absl::StatusOr<model::ComputeDType> ParseComputeDType(const std::string& name) {
       absl::StrCat("dtype \"", name, "\" is unknown; use auto, f32 or bf16"));
 }
 
+absl::StatusOr<model::DeviceChoice> ParseDevice(const std::string& name) {
+  if (name == "auto") return model::DeviceChoice::kAuto;
+  if (name == "cpu") return model::DeviceChoice::kCpu;
+  if (name == "cuda") return model::DeviceChoice::kCuda;
+  return absl::InvalidArgumentError(
+      absl::StrCat("device \"", name, "\" is unknown; use auto, cpu or cuda"));
+}
+
 absl::StatusOr<model::LoadOptions> ToLoadOptions(const ServerOptions& options) {
   model::LoadOptions load;
+  ASSIGN_OR_RETURN(load.device, ParseDevice(options.device));
+  load.random_weights = options.random_weights;
+  load.graphs = options.cuda_graphs;
   ASSIGN_OR_RETURN(load.dtype, ParseComputeDType(options.dtype));
   load.slots = static_cast<int32_t>(options.slots);
   load.pages = static_cast<int32_t>(options.kv_pages);
@@ -93,17 +105,22 @@ absl::StatusOr<std::unique_ptr<Stack>> Stack::Start(
     const ServerOptions& options,
     std::function<void(int64_t bytes_done, int64_t bytes_total, int tensors_done)> progress) {
   struct stat folder {};
-  if (stat(options.model.c_str(), &folder) != 0 || !S_ISDIR(folder.st_mode)) {
+  const bool found = stat(options.model.c_str(), &folder) == 0;
+  const bool is_folder = found && S_ISDIR(folder.st_mode);
+  if (!is_folder && !(found && options.random_weights)) {
     return absl::NotFoundError(absl::StrCat("there is no model folder ", options.model));
   }
   std::unique_ptr<Stack> stack(new Stack());
   const int64_t begin_us = stack->clock_.NowUs();
   // The tokenizer takes as long as the weights of a small model: both at once.
   std::future<absl::StatusOr<TextParts>> text =
-      std::async(std::launch::async, LoadText, options.model);
+      std::async(std::launch::async, LoadText, is_folder ? options.model : std::string());
   ASSIGN_OR_RETURN(model::LoadOptions load, ToLoadOptions(options));
   load.progress = std::move(progress);
-  ASSIGN_OR_RETURN(const SamplingDefaults sampling, LoadSamplingDefaults(options.model));
+  SamplingDefaults sampling;
+  if (is_folder) {
+    ASSIGN_OR_RETURN(sampling, LoadSamplingDefaults(options.model));
+  }
   ASSIGN_OR_RETURN(stack->model_, model::LoadModel(options.model, load));
   ASSIGN_OR_RETURN(TextParts parts, text.get());
 

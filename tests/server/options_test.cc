@@ -142,9 +142,10 @@ TEST(OptionsTest, ContradictionsAreRefused) {
   EXPECT_THAT(message([](ServerOptions* o) { o->metrics = ":1"; }), HasSubstr("metrics:"));
   EXPECT_THAT(message([](ServerOptions* o) { o->memory_bytes = o->slots = o->kv_pages = 9; }),
               HasSubstr("leave one of the three out"));
-  EXPECT_THAT(message([](ServerOptions* o) { o->prefill_chunk_tokens = 513; }),
-              HasSubstr("prefill-chunk"));
-  EXPECT_THAT(message([](ServerOptions* o) { o->step_sequences = 513; }),
+  EXPECT_THAT(
+      message([](ServerOptions* o) { o->step_tokens = 512, o->prefill_chunk_tokens = 513; }),
+      HasSubstr("prefill-chunk"));
+  EXPECT_THAT(message([](ServerOptions* o) { o->step_tokens = 512, o->step_sequences = 513; }),
               HasSubstr("step-sequences"));
 }
 

@@ -1,0 +1,476 @@
+#include "model/gpu_step.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "core/check.h"
+#include "kernels/sample.h"
+#include "kernels/step_inputs.h"
+
+namespace weir::model {
+
+using scheduler::SequenceInput;
+using scheduler::StepResult;
+using scheduler::TokenLogprob;
+
+namespace {
+
+size_t ToSize(int64_t n) { return static_cast<size_t>(n); }
+
+bool WantsAllRows(const SequenceInput& sequence) {
+  return sequence.all_logits || sequence.prompt_logprobs >= 0;
+}
+
+int64_t Columns(const scheduler::ExecutorLimits& limits) {
+  return std::min<int64_t>(limits.layout.PagesFor(limits.max_position), limits.cache.pages);
+}
+
+int64_t ScratchFloats(const GpuExecutorOptions& options) {
+  const scheduler::ExecutorLimits& limits = options.limits;
+  const int64_t layers = limits.max_step_tokens * (options.scratch_floats_per_token +
+                                                   Decoder::OwnScratchFloats(options.hidden));
+  const int64_t head = 2 * int64_t{limits.max_step_sequences} * options.hidden;
+  return std::max(layers, head) + 64 * Scratch::kAlignFloats;
+}
+
+// Ids of prompts and answers that penalties look at, all rows of a step together.
+int64_t HistoryCapacity(const scheduler::ExecutorLimits& limits) {
+  constexpr int64_t kTypicalTokens = 8192;
+  const int64_t rows = limits.max_step_sequences;
+  return std::max<int64_t>(limits.max_position + 4096,
+                           rows * std::min<int64_t>(limits.max_position, kTypicalTokens));
+}
+
+StepLimits LimitsOf(const GpuExecutorOptions& options) {
+  return {options.limits.max_step_tokens, options.limits.max_step_sequences,
+          options.limits.max_position, options.activations};
+}
+
+}  // namespace
+
+GpuMemory PlanGpuMemory(const Decoder& decoder, const GpuExecutorOptions& options, Stream stream) {
+  const scheduler::ExecutorLimits& limits = options.limits;
+  GpuMemory memory;
+  memory.slots = limits.cache.slots * limits.layout.slot_bytes;
+  memory.pages = limits.cache.pages * limits.layout.page_bytes;
+  memory.activations =
+      4 * (ScratchFloats(options) + int64_t{limits.max_step_tokens} * options.hidden);
+  memory.op_scratch = decoder.OpScratchBytes(LimitsOf(options), stream);
+  memory.logits = 4 * int64_t{limits.max_step_sequences} * limits.vocab_size;
+  memory.batch = 4 * int64_t{limits.max_step_sequences} * Columns(limits) +
+                 int64_t{limits.max_step_tokens} * 24;
+  return memory;
+}
+
+GpuStep::GpuStep(const Decoder* decoder, const GpuExecutorOptions& options, Stream stream)
+    : decoder_(decoder),
+      options_(options),
+      stream_(stream),
+      first_token_(ToSize(options.limits.max_step_sequences)),
+      first_kept_(ToSize(options.limits.max_step_sequences)) {}
+
+absl::StatusOr<std::unique_ptr<GpuStep>> GpuStep::Make(const Decoder* decoder,
+                                                       const GpuExecutorOptions& options,
+                                                       Stream stream) {
+  std::unique_ptr<GpuStep> step(new GpuStep(decoder, options, stream));
+  RETURN_IF_ERROR(step->Allocate());
+  return step;
+}
+
+absl::Status GpuStep::Allocate() {
+  const scheduler::ExecutorLimits& limits = options_.limits;
+  const cache::StateLayout& layout = limits.layout;
+  const GpuMemory memory = PlanGpuMemory(*decoder_, options_, stream_);
+  const auto allocate = [](int64_t bytes, const char* what) {
+    return cuda::AllocateDevice(ToSize(bytes), what);
+  };
+  ASSIGN_OR_RETURN(slots_, allocate(memory.slots, "state slots"));
+  ASSIGN_OR_RETURN(pages_, allocate(memory.pages, "KV pages"));
+  ASSIGN_OR_RETURN(op_scratch_, allocate(memory.op_scratch, "kernels' scratch"));
+  ASSIGN_OR_RETURN(logits_, allocate(memory.logits, "logits"));
+  ASSIGN_OR_RETURN(hidden_states_, allocate(4 * int64_t{limits.max_step_tokens} * options_.hidden,
+                                            "hidden states"));
+  ASSIGN_OR_RETURN(tokens_, allocate(4 * int64_t{limits.max_step_sequences}, "sampled tokens"));
+  ASSIGN_OR_RETURN(fed_, allocate(4 * int64_t{limits.max_step_sequences}, "fed tokens"));
+  ASSIGN_OR_RETURN(scratch_,
+                   Scratch::Allocate(ScratchFloats(options_), options_.activations, stream_));
+  // Routed layers cut the batch on the host and need its block tables there.
+  const bool routed = decoder_->has_routed_layers();
+  const int64_t columns = Columns(limits);
+  ASSIGN_OR_RETURN(batch_, BatchStorage::Make(limits.max_step_tokens, limits.max_step_sequences,
+                                              routed ? columns : 0, kGpuStepsInFlight, stream_));
+  ASSIGN_OR_RETURN(head_rows_, BatchStorage::Make(limits.max_step_sequences, 1, 0, 1, stream_));
+  if (routed) {
+    ASSIGN_OR_RETURN(routed_, BatchStorage::Make(limits.max_step_tokens, limits.max_step_sequences,
+                                                 columns, 1, stream_));
+  } else {
+    ASSIGN_OR_RETURN(
+        table_, BlockTable::Make(limits.max_step_sequences, columns, kGpuStepsInFlight, stream_));
+  }
+  kernels::DeviceSampler::Limits sampling;
+  sampling.max_rows = limits.max_step_sequences;
+  sampling.vocab = limits.vocab_size;
+  sampling.steps_in_flight = kGpuStepsInFlight;
+  ASSIGN_OR_RETURN(sampler_,
+                   kernels::DeviceSampler::Make(sampling, HistoryCapacity(limits), stream_));
+  state_.slots = slots_.data();
+  state_.slot_bytes = layout.slot_bytes;
+  state_.pages = pages_.data();
+  state_.page_bytes = layout.page_bytes;
+  state_.page_tokens = layout.page_tokens;
+  state_.types = options_.types;
+  return absl::OkStatus();
+}
+
+StepContext GpuStep::Context(const BatchView& batch) {
+  return {batch, state_, scratch_, routed_, stream_, op_scratch_.data()};
+}
+
+int32_t GpuStep::SampledRow(scheduler::SequenceId sequence, size_t hint) const {
+  if (hint < sampled_by_.size() && sampled_by_[hint] == sequence) {
+    return static_cast<int32_t>(hint);
+  }
+  const auto it = std::find(sampled_by_.begin(), sampled_by_.end(), sequence);
+  WEIR_CHECK(it != sampled_by_.end())
+      << "sequence " << sequence << " feeds on a step that did not sample it";
+  return static_cast<int32_t>(it - sampled_by_.begin());
+}
+
+void GpuStep::PackSequence(const SequenceInput& sequence, size_t index, int at, int first_token) {
+  const auto count = static_cast<int>(sequence.tokens.size());
+  first_token_[index] = first_token;
+  batch_.offsets[at] = first_token;
+  batch_.offsets[at + 1] = first_token + count;
+  batch_.slots[at] = sequence.slot;
+  batch_.fresh[at] = sequence.position == 0 ? 1 : 0;
+  batch_.cached[at] = sequence.position;
+  for (int i = 0; i < count; ++i) {
+    const int t = first_token + i;
+    batch_.sources[t] = sequence.feed_previous ? SampledRow(sequence.sequence, index) : -1;
+    batch_.ids[t] = sequence.tokens[ToSize(i)];
+    batch_.positions[t] = sequence.position + i;
+    WEIR_CHECK(sequence.feed_previous ||
+               (batch_.ids[t] >= 0 && batch_.ids[t] < options_.limits.vocab_size))
+        << "token " << batch_.ids[t];
+  }
+  const auto pages = ToSize(options_.limits.layout.PagesFor(sequence.position + count));
+  if (pages == 0) return;
+  WEIR_CHECK(sequence.pages.size() >= pages) << sequence.pages.size() << " pages, need " << pages;
+  if (batch_.columns > 0) {
+    std::copy_n(sequence.pages.begin(), pages, batch_.block_table + at * batch_.columns);
+  } else {
+    table_.Set(at, sequence.pages.first(pages), stream_);
+  }
+}
+
+GpuStep::Packed GpuStep::Pack(absl::Span<const SequenceInput> sequences) {
+  const scheduler::ExecutorLimits& limits = options_.limits;
+  Packed packed;
+  for (const bool single : {true, false}) {
+    for (size_t i = 0; i < sequences.size(); ++i) {
+      const SequenceInput& sequence = sequences[i];
+      WEIR_CHECK(!sequence.tokens.empty() && sequence.slot >= 0 &&
+                 sequence.slot < limits.cache.slots && sequence.position >= 0)
+          << sequence.tokens.size() << " tokens, slot " << sequence.slot << ", position "
+          << sequence.position;
+      if ((sequence.tokens.size() == 1) != single) continue;
+      const auto run = static_cast<int>(sequence.tokens.size());
+      WEIR_CHECK(packed.sequences < limits.max_step_sequences &&
+                 packed.tokens + run <= limits.max_step_tokens &&
+                 sequence.position + run <= limits.max_position)
+          << "a step beyond the limits";
+      PackSequence(sequence, i, packed.sequences, packed.tokens);
+      packed.tokens += run;
+      ++packed.sequences;
+      if (single) ++packed.singles;
+    }
+  }
+  return packed;
+}
+
+void GpuStep::Pad(int sequences, int pad_to) {
+  batch_.offsets[0] = 0;
+  for (int s = sequences; s < pad_to; ++s) {
+    batch_.offsets[s + 1] = batch_.offsets[s] + 1;
+    batch_.slots[s] = -1;
+    batch_.fresh[s] = 1;
+    batch_.cached[s] = 0;
+    batch_.ids[s] = batch_.sources[s] = -1;
+    batch_.positions[s] = 0;
+  }
+}
+
+const GpuStep::DecodeGraph* GpuStep::GraphFor(absl::Span<const SequenceInput> sequences) const {
+  const bool decode = std::all_of(sequences.begin(), sequences.end(), [](const SequenceInput& s) {
+    return s.tokens.size() == 1 && s.sample && !WantsAllRows(s);
+  });
+  if (!decode) return nullptr;
+  const auto it = std::find_if(graphs_.begin(), graphs_.end(), [&](const DecodeGraph& graph) {
+    return ToSize(graph.sequences) >= sequences.size();
+  });
+  return it == graphs_.end() ? nullptr : &*it;
+}
+
+void GpuStep::EnqueueDecode(int rows) {
+  const scheduler::ExecutorLimits& limits = options_.limits;
+  BatchView batch = batch_.View(rows, rows, rows);
+  batch.host_offsets = batch.host_cached = nullptr;
+  batch.max_entries = limits.max_position;
+  if (batch_.columns == 0) batch.block_table = table_.view(rows);
+  const TensorView ids = batch_.Ids(rows);
+  const TensorView tokens(tokens_.as<int32_t>(), {rows});
+  kernels::FeedPrevious(ids, batch_.Sources(rows),
+                        TensorView(tokens_.as<int32_t>(), {limits.max_step_sequences}), stream_);
+  const TensorView h(hidden_states_.as<float>(), {rows, options_.hidden});
+  const TensorView logits(logits_.as<float>(), {rows, limits.vocab_size});
+  const StepContext step = Context(batch);
+  decoder_->Forward(step, ids, {}, h);
+  decoder_->Logits(step, h, {}, logits);
+  sampler_->Launch(logits, ids, tokens, stream_);
+}
+
+void GpuStep::DescribeRows(absl::Span<const SequenceInput> sequences, int copy) {
+  sample_rows_.clear();
+  append_fed_.clear();
+  sampled_[copy].clear();
+  sampled_by_.clear();
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceInput& sequence = sequences[i];
+    if (!sequence.sample) continue;
+    const scheduler::SamplingParams& params = *sequence.sampling;
+    kernels::SampleRow row;
+    row.temperature = params.temperature;
+    row.top_k = params.top_k;
+    row.top_p = params.top_p;
+    row.min_p = params.min_p;
+    row.repetition_penalty = params.repetition_penalty;
+    row.presence_penalty = params.presence_penalty;
+    row.frequency_penalty = params.frequency_penalty;
+    row.seed = params.seed;
+    row.draw = sequence.draw;
+    row.logit_bias = params.logit_bias;
+    row.forbidden = sequence.forbidden;
+    row.num_top_logprobs = params.logprobs;
+    const bool history = params.needs_history();
+    if (history) {
+      row.prompt = sequence.prompt;
+      row.generated = sequence.generated;
+    }
+    sample_rows_.push_back(row);
+    append_fed_.push_back(history && sequence.feed_previous ? 1 : 0);
+    sampled_[copy].push_back(i);
+    sampled_by_.push_back(sequence.sequence);
+  }
+  sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
+}
+
+void GpuStep::Enqueue(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
+  cuda::Range range("step");
+  batch_.Select(copy);
+  table_.Begin(copy);
+  const Packed packed = Pack(sequences);
+  result->outputs.resize(sequences.size());
+  for (size_t i = 0; i < sequences.size(); ++i) result->outputs[i].sequence = sequences[i].sequence;
+  const DecodeGraph* graph = GraphFor(sequences);
+  if (graph != nullptr) {
+    Pad(packed.sequences, graph->sequences);
+    batch_.Upload(graph->sequences, graph->sequences, stream_);
+    table_.Upload(stream_);
+    DescribeRows(sequences, copy);
+    graph->graph.Launch(stream_);
+  } else {
+    EnqueueMixed(sequences, packed, copy, result);
+  }
+  const bool logprobs = std::any_of(sample_rows_.begin(), sample_rows_.end(),
+                                    [](const auto& row) { return row.num_top_logprobs >= 0; });
+  if (!sample_rows_.empty()) {
+    sampler_->Fetch(copy, static_cast<int>(sample_rows_.size()), logprobs, stream_);
+  }
+}
+
+int GpuStep::ChooseRows(absl::Span<const SequenceInput> sequences, bool* plain) {
+  int kept = 0;
+  *plain = true;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const auto run = static_cast<int32_t>(sequences[i].tokens.size());
+    first_kept_[i] = kept;
+    int32_t row = first_token_[i] + run - (sequences[i].sample ? 1 : 0);
+    if (WantsAllRows(sequences[i])) {
+      row = first_token_[i];
+      *plain = false;
+    }
+    for (; row < first_token_[i] + run; ++row) batch_.rows[kept++] = row;
+  }
+  return kept;
+}
+
+void GpuStep::EnqueueMixed(absl::Span<const SequenceInput> sequences, const Packed& packed,
+                           int copy, StepResult* result) {
+  bool plain = true;  // one row of logits per sampling sequence, in their order
+  const int kept = ChooseRows(sequences, &plain);
+  batch_.Upload(packed.tokens, packed.sequences, stream_);
+  table_.Upload(stream_);
+  BatchView batch = batch_.View(packed.tokens, packed.sequences, packed.singles);
+  if (batch_.columns == 0) batch.block_table = table_.view(packed.sequences);
+  const StepContext step = Context(batch);
+  const TensorView ids = batch_.Ids(packed.tokens);
+  kernels::FeedPrevious(ids, batch_.Sources(packed.tokens),
+                        TensorView(tokens_.as<int32_t>(), {options_.limits.max_step_sequences}),
+                        stream_);
+  const TensorView h(hidden_states_.as<float>(), {kept, options_.hidden});
+  decoder_->Forward(step, ids, batch_.Rows(0, kept), h);
+  AllLogits(step, sequences, kept, result);
+  PromptLogprobs(step, sequences, kept, result);
+  DescribeRows(sequences, copy);
+  const auto rows = static_cast<int64_t>(sample_rows_.size());
+  if (rows == 0) return;
+  std::vector<WantedRow> wanted;
+  for (const size_t i : sampled_[copy]) {
+    const auto last = static_cast<int32_t>(sequences[i].tokens.size()) - 1;
+    wanted.push_back({first_kept_[i] + (WantsAllRows(sequences[i]) ? last : 0), i, -1});
+  }
+  TensorView logits(logits_.as<float>(), {rows, options_.limits.vocab_size});
+  if (plain) {
+    decoder_->Logits(step, h, {}, logits);
+  } else {
+    logits = RowLogits(step, wanted, kept);
+  }
+  // The token just fed stands where the sequence's only token does.
+  for (int64_t r = 0; r < rows; ++r) {
+    head_rows_.rows[r] = first_token_[sampled_[copy][ToSize(r)]];
+  }
+  const bool fed = std::find(append_fed_.begin(), append_fed_.end(), 1) != append_fed_.end();
+  const TensorView fed_tokens(fed_.as<int32_t>(), {rows});
+  if (fed) {
+    head_rows_.Upload(rows, 1, stream_);
+    kernels::GatherRows(TensorView(ids.raw(), DType::kF32, {ids.size(0), 1}),
+                        head_rows_.Rows(0, rows), TensorView(fed_.data(), DType::kF32, {rows, 1}),
+                        stream_);
+  }
+  sampler_->Launch(logits, fed_tokens, TensorView(tokens_.as<int32_t>(), {rows}), stream_);
+}
+
+TensorView GpuStep::RowLogits(const StepContext& step, absl::Span<const WantedRow> rows, int kept) {
+  const auto count = static_cast<int64_t>(rows.size());
+  for (size_t i = 0; i < rows.size(); ++i) head_rows_.rows[i] = rows[i].row;
+  head_rows_.Upload(count, 1, stream_);
+  const TensorView h(hidden_states_.as<float>(), {kept, options_.hidden});
+  const TensorView logits(logits_.as<float>(), {count, options_.limits.vocab_size});
+  decoder_->Logits(step, h, head_rows_.Rows(0, count), logits);
+  return logits;
+}
+
+void GpuStep::AllLogits(const StepContext& step, absl::Span<const SequenceInput> sequences,
+                        int kept, StepResult* result) {
+  const auto block = ToSize(options_.limits.max_step_sequences);
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    if (!sequences[i].all_logits) continue;
+    std::vector<WantedRow> rows;
+    for (size_t t = 0; t < sequences[i].tokens.size(); ++t) {
+      rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, -1});
+    }
+    std::vector<float>& out = result->outputs[i].logits;
+    out.resize(rows.size() * ToSize(options_.limits.vocab_size));
+    size_t written = 0;
+    for (size_t at = 0; at < rows.size(); at += block) {
+      const TensorView logits = RowLogits(
+          step, absl::MakeConstSpan(rows).subspan(at, std::min(block, rows.size() - at)), kept);
+      cuda::Copy(out.data() + written, logits.raw(), ToSize(logits.bytes()), stream_);
+      cuda::Synchronize(stream_);
+      written += ToSize(logits.num_elements());
+    }
+  }
+}
+
+void GpuStep::PromptLogprobs(const StepContext& step, absl::Span<const SequenceInput> sequences,
+                             int kept, StepResult* result) {
+  std::vector<WantedRow> rows;
+  for (size_t i = 0; i < sequences.size(); ++i) {
+    const SequenceInput& sequence = sequences[i];
+    if (sequence.prompt_logprobs < 0) continue;
+    for (size_t t = 0; t < sequence.tokens.size(); ++t) {
+      const bool last = t + 1 == sequence.tokens.size();
+      const int32_t target = last ? sequence.next_prompt_token : sequence.tokens[t + 1];
+      if (target >= 0) rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, target});
+    }
+  }
+  const auto most = ToSize(options_.limits.max_step_sequences);
+  for (size_t at = 0; at < rows.size(); at += most) {
+    const auto block = absl::MakeConstSpan(rows).subspan(at, std::min(most, rows.size() - at));
+    const TensorView logits = RowLogits(step, block, kept);
+    std::vector<int32_t> targets;
+    std::vector<TokenLogprob> found(block.size());
+    sample_results_.assign(block.size(), {});
+    for (size_t i = 0; i < block.size(); ++i) {
+      targets.push_back(block[i].target);
+      found[i].top.resize(ToSize(sequences[block[i].sequence].prompt_logprobs));
+      sample_results_[i].top = absl::MakeSpan(found[i].top);
+    }
+    kernels::LogProbs(logits, targets, absl::MakeSpan(sample_results_), stream_);
+    for (size_t i = 0; i < block.size(); ++i) {
+      found[i].token = block[i].target;
+      found[i].logprob = sample_results_[i].logprob;
+      found[i].top.resize(sample_results_[i].top.size());
+      result->outputs[block[i].sequence].prompt_logprobs.push_back(std::move(found[i]));
+    }
+  }
+}
+
+void GpuStep::ReadSampled(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
+  const std::vector<size_t>& sampled = sampled_[copy];
+  if (sampled.empty()) return;
+  size_t entries = 0;
+  for (const size_t i : sampled) entries += ToSize(std::max(0, sequences[i].sampling->logprobs));
+  top_.resize(entries);
+  sample_results_.assign(sampled.size(), {});
+  size_t at = 0;
+  for (size_t r = 0; r < sampled.size(); ++r) {
+    const auto count = ToSize(std::max(0, sequences[sampled[r]].sampling->logprobs));
+    sample_results_[r].top = absl::MakeSpan(top_).subspan(at, count);
+    at += count;
+  }
+  sampler_->Read(copy, absl::MakeSpan(sample_results_));
+  for (size_t r = 0; r < sampled.size(); ++r) {
+    scheduler::SequenceOutput& output = result->outputs[sampled[r]];
+    output.chosen.token = sample_results_[r].token;
+    if (sequences[sampled[r]].sampling->logprobs < 0) continue;
+    output.chosen.logprob = sample_results_[r].logprob;
+    output.chosen.top.assign(sample_results_[r].top.begin(), sample_results_[r].top.end());
+  }
+}
+
+void GpuStep::WarmUp() {
+  const scheduler::ExecutorLimits& limits = options_.limits;
+  batch_.Select(0);
+  table_.Begin(0);
+  sampler_->Describe(0, {}, {}, stream_);
+  // A run of tokens that belongs to nobody: kernels load, and no state is touched.
+  const int tokens = std::min(limits.max_step_tokens, 192);
+  Pad(0, 1);
+  batch_.offsets[1] = tokens;
+  std::fill_n(batch_.ids, tokens, 0);
+  std::fill_n(batch_.sources, tokens, -1);
+  std::fill_n(batch_.positions, tokens, 0);
+  batch_.rows[0] = tokens - 1;
+  if (batch_.columns > 0) std::fill_n(batch_.block_table, batch_.columns, 0);
+  batch_.Upload(tokens, 1, stream_);
+  BatchView batch = batch_.View(tokens, 1, tokens == 1 ? 1 : 0);
+  if (batch_.columns == 0) batch.block_table = table_.view(1);
+  const TensorView h(hidden_states_.as<float>(), {1, options_.hidden});
+  const StepContext step = Context(batch);
+  decoder_->Forward(step, batch_.Ids(tokens), batch_.Rows(0, 1), h);
+  decoder_->Logits(step, h, {}, TensorView(logits_.as<float>(), {1, limits.vocab_size}));
+  cuda::Synchronize(stream_);
+  if (!options_.graphs || decoder_->has_routed_layers()) return;
+  for (const int size : GraphSizes(limits.max_step_sequences)) {
+    if (size > limits.max_step_tokens) break;
+    Pad(0, size);
+    batch_.Upload(size, size, stream_);
+    EnqueueDecode(size);
+    cuda::Synchronize(stream_);
+    graphs_.push_back({size, cuda::Graph::Capture(stream_, [&] { EnqueueDecode(size); })});
+  }
+  cuda::Synchronize(stream_);
+}
+
+}  // namespace weir::model
