@@ -106,7 +106,8 @@ void AddScaled(TensorView h, TensorView delta, float scale, Stream stream) {
 void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorView weight,
                       Stream stream) {
   if constexpr (cuda::kBuilt) {
-    if (stream.device == Device::kCuda) return gpu::ScatterAddScaled(h, delta, rows, weight, stream);
+    if (stream.device == Device::kCuda)
+      return gpu::ScatterAddScaled(h, delta, rows, weight, stream);
   }
   WEIR_CHECK(rows.size(0) == delta.size(0) && weight.size(0) == delta.size(0) &&
              (delta.size(0) == 0 || Width(h) == Width(delta)))
@@ -146,9 +147,11 @@ void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView o
   const PointwiseTable& rows = Table();
   ForRows(out.size(0), n, stream, [&](int64_t i) {
     const int32_t id = ids.data<int32_t>()[i];
-    WEIR_CHECK(id >= 0 && id < table.size(0)) << "id " << id << " of " << table.ToString();
+    WEIR_CHECK(id < table.size(0)) << "id " << id << " of " << table.ToString();
     float* y = out.row<float>(i);
-    if (table.dtype() == DType::kF32) {
+    if (id < 0) {
+      std::fill_n(y, n, 0.0f);
+    } else if (table.dtype() == DType::kF32) {
       rows.scale(table.row<float>(id), scale, y, n);
     } else {
       rows.scale_bf16(reinterpret_cast<const uint16_t*>(table.row<BFloat16>(id)), scale, y, n);

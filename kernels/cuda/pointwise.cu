@@ -75,7 +75,7 @@ __device__ __forceinline__ float ActivateOne(Activation activation, float x) {
     case Activation::kSilu:
       return x * SigmoidFor<T>(x);
     case Activation::kGelu:
-      return 0.5f * x * (1.0f + erff(x * 0.70710678118654752f));
+      return 0.5f * x * erfcf(x * -0.70710678118654752f);
     case Activation::kGeluTanh:
       // 0.5 (1 + tanh(u)) = sigmoid(2 u)
       return x * SigmoidFor<T>(1.5957691216057308f * (x + 0.044715f * x * x * x));
