@@ -8,7 +8,7 @@
 
 namespace weir {
 
-inline std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t counter, uint64_t stream = 0) {
+constexpr std::array<uint32_t, 4> Philox(uint64_t seed, uint64_t counter, uint64_t stream = 0) {
   std::array<uint32_t, 4> c = {
       static_cast<uint32_t>(counter), static_cast<uint32_t>(counter >> 32),
       static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32)};

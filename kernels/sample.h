@@ -2,8 +2,9 @@
 //
 // Order of operations (documented for clients in proto/weir/v1): repetition, presence and frequency
 // penalties and logit bias on the logits; forbidden tokens; then greedy when temperature == 0, else
-// temperature, top-k, top-p, min-p on the probabilities and one draw. Log probabilities are of the
-// model's distribution after penalties and bias and before temperature and truncation.
+// temperature, top-k, top-p, min-p on the probabilities and one draw (kernels/draw_noise.h: a seed
+// gives the same token on every device unless the logits' roundings decide). Log probabilities are
+// of the model's distribution after penalties and bias and before temperature and truncation.
 #pragma once
 
 #include <cstdint>

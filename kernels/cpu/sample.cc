@@ -2,16 +2,17 @@
 #include "kernels/sample.h"
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <limits>
 #include <vector>
 
 #include "core/cpu_features.h"
-#include "core/philox.h"
 #include "core/thread_pool.h"
 #include "kernels/cpu/sample_kernel.h"
 #include "kernels/cpu/scratch.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/draw_noise.h"
 
 namespace weir::kernels {
 namespace {
@@ -63,16 +64,54 @@ void Adjust(float* logits, int64_t vocab, const SampleRow& row) {
   }
 }
 
+// A race of exponentials: Enter every runner, in ascending order of indices for the fewest calls of
+// the generator; the winner is the one drawn.
+class Race {
+ public:
+  Race(const SampleRow& row, uint64_t (*stream)(int64_t)) : row_(row), stream_of_(stream) {}
+
+  void Enter(int64_t index, double weight) {
+    if (!(weight > 0)) return;
+    const uint64_t stream = stream_of_(index);
+    if (!started_ || stream != stream_) {
+      words_ = Philox(row_.seed, row_.draw, stream);
+      stream_ = stream;
+      started_ = true;
+    }
+    const uint32_t bits = words_[index % 4];
+    if (winner_ >= 0 && LeastExponential(bits) >= best_ * weight) return;
+    const double time =
+        Exponential<double>(
+            bits, [](double x) { return std::log1p(-x); }, [](double x) { return std::log(x); }) /
+        weight;
+    if (winner_ >= 0 && time >= best_) return;
+    best_ = time;
+    winner_ = index;
+  }
+  int64_t winner() const { return winner_; }
+
+ private:
+  const SampleRow& row_;
+  uint64_t (*stream_of_)(int64_t);
+  uint64_t stream_ = 0;
+  std::array<uint32_t, 4> words_{};
+  bool started_ = false;
+  double best_ = 0;
+  int64_t winner_ = -1;
+};
+
 // One row of logits after Adjust, and what the passes found out about it.
 class Row {
  public:
   Row(float* logits, int64_t vocab, absl::Span<const uint32_t> mask)
       : kernel_(FindKernel()), logits_(logits), vocab_(vocab) {
-    // About a thousand blocks, so that their maxima bound the largest few hundred logits.
-    block_ = std::clamp<int64_t>(vocab / 1024 / 16 * 16, 16, 256);
+    // About a thousand blocks, so that their maxima bound the largest few hundred logits. Whole
+    // ones make up a block of draws.
+    block_ = 16;
+    while (block_ < kDrawBlock && block_ * 1024 < vocab) block_ *= 2;
     blocks_ = (vocab + block_ - 1) / block_;
     static thread_local Scratch scratch;
-    float* memory = scratch.Of<float>(3 * blocks_ + block_);
+    float* memory = scratch.Of<float>(3 * blocks_ + kDrawBlock);
     block_max_ = memory;
     block_sum_ = memory + blocks_;
     sorted_max_ = memory + 2 * blocks_;
@@ -112,22 +151,37 @@ class Row {
     return std::exp2(x);
   }
 
-  // The token at `target` of the running sum of weights in the order of ids, after Total.
-  int32_t AtMass(double target) const {
-    int64_t block = 0;
-    while (block + 1 < blocks_ && target >= block_sum_[block]) target -= block_sum_[block++];
-    while (block_sum_[block] == 0) --block;  // rounding went past the last that has any weight
-    const int64_t begin = block * block_, count = std::min(block_, vocab_ - begin);
-    float sum;
-    kernel_.exponentials(logits_ + begin, count, max_, scale_, block_, p_, &sum);
-    int64_t last = 0;
-    for (int64_t i = 0; i < count; ++i) {
-      if (p_[i] == 0) continue;
-      last = i;
-      target -= p_[i];
-      if (target < 0) break;
+  // Draws among all, after Total.
+  int32_t DrawAny(const SampleRow& want) {
+    const int64_t per_draw_block = kDrawBlock / block_;
+    Race blocks(want, BlockNoiseStream);
+    for (int64_t b = 0; b * per_draw_block < blocks_; ++b) {
+      const int64_t end = std::min((b + 1) * per_draw_block, blocks_);
+      double mass = 0;
+      for (int64_t i = b * per_draw_block; i < end; ++i) mass += block_sum_[i];
+      blocks.Enter(b, mass);
     }
-    return static_cast<int32_t>(begin + last);
+    const int64_t begin = blocks.winner() * kDrawBlock;
+    const int64_t count = std::min<int64_t>(kDrawBlock, vocab_ - begin);
+    float sum;
+    kernel_.exponentials(logits_ + begin, count, max_, scale_, kDrawBlock, p_, &sum);
+    Race ids(want, IdNoiseStream);
+    for (int64_t i = 0; i < count; ++i) ids.Enter(begin + i, p_[i]);
+    return static_cast<int32_t>(ids.winner());
+  }
+
+  // Draws among `ids`.
+  int32_t DrawFrom(const SampleRow& want, const std::vector<int32_t>& ids) const {
+    static thread_local std::vector<double> mass;
+    mass.assign(vocab_ / kDrawBlock + 1, 0.0);
+    for (int32_t id : ids) mass[id / kDrawBlock] += Weight(id, want.temperature);
+    Race blocks(want, BlockNoiseStream);
+    for (size_t b = 0; b < mass.size(); ++b) blocks.Enter(static_cast<int64_t>(b), mass[b]);
+    Race race(want, IdNoiseStream);
+    for (int32_t id : ids) {
+      if (id / kDrawBlock == blocks.winner()) race.Enter(id, Weight(id, want.temperature));
+    }
+    return static_cast<int32_t>(race.winner());
   }
 
   // The `count` largest (fewer when fewer may be drawn), in order.
@@ -244,27 +298,13 @@ std::vector<int32_t>& Candidates(Row& row, const SampleRow& want, int64_t vocab)
   return *ids;
 }
 
-// 53 random bits in (0, 1).
-double Uniform(const SampleRow& row) {
-  const auto bits = Philox(row.seed, row.draw);
-  const uint64_t wide = (uint64_t{bits[0]} << 32 | bits[1]) >> 11;
-  return (static_cast<double>(wide) + 0.5) * 0x1p-53;
-}
-
 int32_t Draw(Row& row, const SampleRow& want, int64_t vocab) {
   if (want.temperature <= 0.0f || want.top_k == 1) return row.Best();
   const bool truncated =
       (want.top_k > 0 && want.top_k < vocab) || want.top_p < 1.0f || want.min_p > 0.0f;
-  if (!truncated) return row.AtMass(Uniform(want) * row.Total(want.temperature));
-  const std::vector<int32_t>& ids = Candidates(row, want, vocab);
-  double sum = 0;
-  for (int32_t id : ids) sum += row.Weight(id, want.temperature);
-  double target = Uniform(want) * sum;
-  for (int32_t id : ids) {
-    target -= row.Weight(id, want.temperature);
-    if (target < 0) return id;
-  }
-  return ids.back();
+  if (truncated) return row.DrawFrom(want, Candidates(row, want, vocab));
+  row.Total(want.temperature);
+  return row.DrawAny(want);
 }
 
 void ReportLogProbs(Row& row, int32_t token, int64_t top, SampleResult& result) {

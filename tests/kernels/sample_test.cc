@@ -111,6 +111,37 @@ TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
   }
 }
 
+// Many blocks of the draw's first race, each with its own mass.
+TEST(SampleTest, DrawsFollowTheDistributionAcrossBlocks) {
+  constexpr int64_t kVocab = 1500;
+  constexpr int kDraws = 60000;
+  std::vector<float> logits = RandomFloats(kVocab, 8, 1.5f);
+  for (int i = 512; i < 768; ++i) logits[i] -= 30.0f;  // a block that nobody draws
+  for (SampleRow row : {Row(1.0f, 0, 1.0f, 0.0f), Row(1.2f, 1000, 0.9f, 0.0f)}) {
+    const std::vector<Ranked> kept = Truncate(logits, row);
+    std::vector<int> counts(kVocab);
+    row.seed = 99;
+    for (row.draw = 0; row.draw < kDraws; ++row.draw) ++counts[SampleOne(logits, row).token];
+    double sum = 0, chi = 0, rare_expected = 0;
+    for (const Ranked& r : kept) sum += r.p;
+    int cells = 0, seen = 0, rare = 0;
+    for (const Ranked& r : kept) {
+      const double expected = r.p / sum * kDraws;
+      seen += counts[r.id];
+      if (expected < 8) {  // too few to count one by one
+        rare_expected += expected, rare += counts[r.id];
+        continue;
+      }
+      chi += (counts[r.id] - expected) * (counts[r.id] - expected) / expected;
+      ++cells;
+    }
+    if (rare_expected > 0) chi += (rare - rare_expected) * (rare - rare_expected) / rare_expected;
+    EXPECT_EQ(seen, kDraws);
+    EXPECT_GT(cells, 200);
+    EXPECT_LT(chi, ChiSquareLimit(cells));
+  }
+}
+
 // A vocabulary of real size: what is drawn lies in the set that sorting gives, and with a flat
 // distribution the whole set is drawn.
 TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
