@@ -60,6 +60,9 @@ bench: build     ## kernel benchmarks, and the step benchmark of the model that 
 	@for b in $(BUILD)/bench/*_bench; do $$b --benchmark_min_time=0.2 || exit 1; done
 	@$(BUILD)/weir bench step $(MODEL)
 
+dist: build      ## a folder that runs on a bare Debian 12 or Ubuntu 24.04: dist/weir-VERSION (CUBLASLT=0: without it)
+	@tools/make_dist.py $(BUILD) $(DIST) $(if $(filter 0,$(CUBLASLT)),--without-cublaslt)
+
 format:          ## clang-format every C++ file of the project
 	@git ls-files '*.cc' '*.h' '*.cu' '*.cuh' | xargs clang-format -i
 
