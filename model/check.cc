@@ -133,6 +133,47 @@ class Checker {
     return Judge("packed", results);
   }
 
+  // Tokens alone, as a client would see them. Where they leave the expected ones, what the model
+  // thinks of the two candidates there decides whether that is a tie.
+  absl::StatusOr<PathReport> AsServed() {
+    PathReport report;
+    report.path = "as served";
+    ManualEngine engine(model_->executor(), seed_ + 2);
+    std::vector<ManualEngine::Run> runs;
+    size_t count = 0;
+    for (const ExpectedPrompt& prompt : prompts_) {
+      count = std::max(count, prompt.greedy.size());
+    }
+    for (const ExpectedPrompt& prompt : prompts_) {
+      ASSIGN_OR_RETURN(const int sequence,
+                       engine.Open(static_cast<int>(prompt.tokens.size() + count)));
+      runs.push_back({sequence, prompt.tokens});
+    }
+    const auto tokens = engine.Greedy(runs, static_cast<int>(count));
+    for (const ManualEngine::Run& run : runs) engine.Close(run.sequence);
+    for (size_t p = 0; p < prompts_.size(); ++p) {
+      const std::vector<int32_t>& expected = prompts_[p].greedy;
+      report.greedy_tokens += static_cast<int>(expected.size());
+      const auto [differ, there] =
+          std::mismatch(expected.begin(), expected.end(), tokens[p].begin());
+      const auto equal = static_cast<int>(differ - expected.begin());
+      report.greedy_equal += equal;
+      if (differ == expected.end()) continue;
+      // What follows a tie is another text.
+      ManualEngine::Run run{0, prompts_[p].tokens};
+      ASSIGN_OR_RETURN(run.sequence, engine.Open(Length(prompts_[p])));
+      run.tokens.insert(run.tokens.end(), expected.begin(), differ);
+      const std::vector<float> row = LastRow(engine.Step({run})[0]);
+      engine.Close(run.sequence);
+      PathReport judged;
+      JudgeGreedy(row, *differ, &judged);
+      const bool close = judged.greedy_ties + judged.greedy_equal > 0;
+      if (close) report.greedy_ties += static_cast<int>(expected.size()) - equal;
+    }
+    report.ok = report.greedy_equal + report.greedy_ties == report.greedy_tokens;
+    return report;
+  }
+
  private:
   static int Length(const ExpectedPrompt& prompt) {
     return static_cast<int>(prompt.tokens.size() + prompt.greedy.size());
@@ -323,6 +364,39 @@ std::vector<std::vector<float>> ManualEngine::Step(const std::vector<Run>& runs)
   return logits;
 }
 
+std::vector<std::vector<int32_t>> ManualEngine::Greedy(const std::vector<Run>& prompts, int count) {
+  scheduler::SamplingParams greedy;
+  greedy.temperature = 0;
+  constexpr int32_t kFed = 0;  // stands for the token that the step before samples
+  std::vector<std::vector<int32_t>> tokens(prompts.size());
+  const auto wait = [&] {
+    const scheduler::StepResult result = executor_->Wait();
+    for (size_t i = 0; i < prompts.size(); ++i) tokens[i].push_back(result.outputs[i].chosen.token);
+  };
+  for (int step = 0; step < count; ++step) {
+    StepPlan plan;
+    for (const Run& prompt : prompts) {
+      Sequence& sequence = sequences_[static_cast<size_t>(prompt.sequence)];
+      SequenceInput input;
+      input.sequence = static_cast<scheduler::SequenceId>(prompt.sequence);
+      input.slot = sequence.slot;
+      input.pages = sequence.pages;
+      input.position = sequence.position;
+      input.tokens = step == 0 ? absl::MakeConstSpan(prompt.tokens) : absl::MakeConstSpan(&kFed, 1);
+      input.feed_previous = step > 0;
+      input.sample = true;
+      input.sampling = &greedy;
+      input.draw = static_cast<uint64_t>(step);
+      plan.sequences.push_back(input);
+      sequence.position += static_cast<int>(input.tokens.size());
+    }
+    if (step >= executor_->limits().max_in_flight) wait();
+    executor_->Submit(plan);
+  }
+  while (tokens.empty() || static_cast<int>(tokens[0].size()) < count) wait();
+  return tokens;
+}
+
 std::vector<std::byte> ManualEngine::Save(int sequence) {
   const Sequence& saved = sequences_[static_cast<size_t>(sequence)];
   const cache::StateLayout& layout = executor_->limits().layout;
@@ -386,6 +460,10 @@ absl::StatusOr<CheckReport> CheckModel(const std::string& path, const std::strin
   ASSIGN_OR_RETURN(report.paths.emplace_back(), checker.Alone("chunks", chunks));
   ASSIGN_OR_RETURN(report.paths.emplace_back(), checker.Alone("token by token", singles));
   ASSIGN_OR_RETURN(report.paths.emplace_back(), checker.Packed());
+  if (std::any_of(prompts.begin(), prompts.end(),
+                  [](const ExpectedPrompt& prompt) { return !prompt.greedy.empty(); })) {
+    ASSIGN_OR_RETURN(report.paths.emplace_back(), checker.AsServed());
+  }
   report.ok = std::all_of(report.paths.begin(), report.paths.end(),
                           [](const PathReport& p) { return p.ok; });
   return report;

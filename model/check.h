@@ -44,6 +44,11 @@ class ManualEngine {
   // executor's limits.
   std::vector<std::vector<float>> Step(const std::vector<Run>& runs);
 
+  // As a server runs them: all prompts in one step, then decode steps of which each is fed by the
+  // one before it, two in flight, tokens chosen by the executor's sampler. The `count` >= 1 tokens
+  // that follow each prompt. REQUIRES: within the executor's limits.
+  std::vector<std::vector<int32_t>> Greedy(const std::vector<Run>& prompts, int count);
+
   // State of a sequence out to host memory, and back into a new one.
   std::vector<std::byte> Save(int sequence);
   absl::StatusOr<int> Restore(absl::Span<const std::byte> state, int position, int max_tokens);
@@ -67,7 +72,7 @@ double RelativeError(absl::Span<const float> ours, absl::Span<const float> refer
 double MaxAbsError(absl::Span<const float> ours, absl::Span<const float> reference);
 
 struct PathReport {
-  std::string path;           // "whole", "chunks", "token by token", "packed"
+  std::string path;           // "whole", "chunks", "token by token", "packed", "as served"
   double relative_error = 0;  // of the worst prompt
   double max_abs_error = 0;   // over all prompts
   int worst_prompt = -1;
@@ -89,9 +94,10 @@ struct CheckReport {
 
 // Loads the model at `path` and compares it with `expected_path` (empty: expected.safetensors in
 // the folder) on every path: each prompt whole; cut into chunks at random places; token by token;
-// all prompts packed in one batch, some in mid-decode. Slots, pages and tokens per step are chosen
-// to fit where `options` leaves them open. Errors as LoadModel and ReadExpected; a disagreement is
-// not an error but a report that is not ok.
+// all prompts packed in one batch, some in mid-decode; and, where the file has continuations,
+// decoded as a server would (tokens only). Slots, pages and tokens per step are chosen to fit where
+// `options` leaves them open. Errors as LoadModel and ReadExpected; a disagreement is not an error
+// but a report that is not ok.
 absl::StatusOr<CheckReport> CheckModel(const std::string& path, const std::string& expected_path,
                                        LoadOptions options, double tolerance, uint64_t seed);
 

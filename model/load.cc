@@ -300,6 +300,25 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadOnGpu(ModelFolder folder,
                                     std::move(decoder), std::move(made));
 }
 
+absl::Status MakeFullAttention(const LoadOptions& options, ModelDescription* model) {
+  const MixerDescription* attention = nullptr;
+  for (const LayerDescription& layer : model->layers) {
+    for (const MixerDescription& mixer : layer.mixers) {
+      const auto* params = std::get_if<AttnParams>(&mixer.params);
+      if (attention == nullptr && params != nullptr && params->window == 0) attention = &mixer;
+    }
+  }
+  if (attention == nullptr || !options.random_weights) {
+    return absl::InvalidArgumentError(
+        "full attention everywhere needs random weights and a model with a full attention layer");
+  }
+  const MixerDescription everywhere = *attention;
+  for (LayerDescription& layer : model->layers) {
+    for (MixerDescription& mixer : layer.mixers) mixer = everywhere;
+  }
+  return absl::OkStatus();
+}
+
 StateTypes TypesOf(const ModelInfo& info) {
   return {info.compute_dtype, info.on_gpu ? info.compute_dtype : DType::kF32};
 }
@@ -328,6 +347,7 @@ absl::StatusOr<ModelFolder> OpenModelFolder(const std::string& path, const LoadO
   ASSIGN_OR_RETURN(folder.description, folder.family->parse(fields));
   folder.description.family = model_type;
   if (folder_given) RETURN_IF_ERROR(ReadGenerationConfig(path, &folder.description));
+  if (options.full_attention) RETURN_IF_ERROR(MakeFullAttention(options, &folder.description));
   if (!options.random_weights) {
     ASSIGN_OR_RETURN(folder.checkpoint, Checkpoint::Open(path));
     RETURN_IF_ERROR(WeightReader::Create(folder.description, *folder.family, &*folder.checkpoint,

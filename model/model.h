@@ -61,6 +61,9 @@ struct LoadOptions {
   int32_t max_position = 0;        // 0: the model's
   int32_t threads = 0;             // 0: all usable cores
   bool random_weights = false;     // a config.json alone is enough; deterministic values
+  // With random weights: every mixer becomes the model's (first) full attention. INVALID_ARGUMENT
+  // when it has none. For comparisons.
+  bool full_attention = false;
   // Called from time to time while loading (any thread).
   std::function<void(int64_t bytes_done, int64_t bytes_total, int tensors_done)> progress;
 };

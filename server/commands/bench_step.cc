@@ -1,7 +1,8 @@
 // `weir bench step`: decode and prefill speed of a model, beside what the machine could do at best.
 //
 // Contexts are real: one sequence is prefilled (that is the prefill measurement), its state is
-// copied to the other sequences of the batch, and decode steps go on from there.
+// copied to the other sequences of the batch, and decode steps go on from there, each fed by the
+// one before it while that one still runs, as a server would do it.
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
@@ -11,8 +12,9 @@
 #include <vector>
 
 #include "CLI/CLI.hpp"
-#include "core/buffer.h"
+#include "absl/strings/str_cat.h"
 #include "core/cpu_features.h"
+#include "core/cuda/runtime.h"
 #include "core/philox.h"
 #include "core/status.h"
 #include "core/thread_pool.h"
@@ -36,8 +38,11 @@ struct Options {
   std::vector<int> batches = {1, 16};
   std::vector<int> contexts = {512};
   std::string dtype = "auto";
+  std::string device = "auto";
+  bool full_attention = false;
+  bool fill = false;
   int threads = 0;
-  int chunk_tokens = 512;
+  int chunk_tokens = 0;
   double seconds = 3.0;
 };
 
@@ -45,6 +50,8 @@ struct Options {
 constexpr int kDecodeRoom = 256;
 constexpr int kWarmSteps = 2;
 constexpr int kMinSteps = 8;
+// --fill: no larger batch than this, however much memory there is.
+constexpr int kMostFilling = 768;
 
 struct Rates {
   double read_bytes_per_second = 0;
@@ -84,11 +91,15 @@ class StepBench {
   }
 
   absl::Status Run() {
-    MakeLanes();
     for (int context : options_.contexts) {
+      std::vector<int> batches = options_.batches;
+      if (options_.fill) {
+        ASSIGN_OR_RETURN(const int most, Fitting(context));
+        batches = {most};
+      }
+      MakeLanes(context, *std::max_element(batches.begin(), batches.end()));
       Prefill(context);
-      RETURN_IF_ERROR(KeepState());
-      for (int batch : options_.batches) Decode(context, batch);
+      for (int batch : batches) Decode(context, batch);
     }
     return absl::OkStatus();
   }
@@ -98,11 +109,25 @@ class StepBench {
     return static_cast<int32_t>(Philox(7, i)[0] % executor_->limits().vocab_size);
   }
 
-  void MakeLanes() {
-    const int longest = *std::max_element(options_.contexts.begin(), options_.contexts.end());
-    const int batch = *std::max_element(options_.batches.begin(), options_.batches.end());
-    const int32_t pages = executor_->limits().layout.PagesFor(longest + kDecodeRoom);
-    for (int i = 0; i < batch; ++i) {
+  // Sequences of this context that the memory holds, beside the one that is kept.
+  absl::StatusOr<int> Fitting(int context) const {
+    const scheduler::ExecutorLimits& limits = executor_->limits();
+    const int32_t pages = limits.layout.PagesFor(context + kDecodeRoom);
+    int most = limits.cache.slots - 1;
+    if (pages > 0) most = std::min(most, limits.cache.pages / pages - 1);
+    most = std::min(most, limits.max_step_sequences);
+    if (most < 1) {
+      return absl::ResourceExhaustedError(
+          absl::StrCat("two sequences of ", context, " tokens do not fit"));
+    }
+    return most;
+  }
+
+  // Lane 0 keeps the prefilled state; the others decode.
+  void MakeLanes(int context, int batch) {
+    lanes_.clear();
+    const int32_t pages = executor_->limits().layout.PagesFor(context + kDecodeRoom);
+    for (int i = 0; i <= batch; ++i) {
       Lane lane;
       lane.slot = i;
       for (int32_t p = 0; p < pages; ++p) lane.pages.push_back(i * pages + p);
@@ -123,11 +148,15 @@ class StepBench {
     const double flops = cost_.PrefillFlops(context);
     PrintLine({{"phase", "prefill"},
                {"tokens", context},
-               {"chunk_tokens", options_.chunk_tokens},
+               {"chunk_tokens", chunk_tokens()},
                {"seconds", best},
                {"tokens_per_second", context / best},
                {"gflops_per_second", flops / best / 1e9},
                {"percent_of_matrix_rate", Percent(flops / best, rates_.matrix_flops)}});
+  }
+
+  int chunk_tokens() const {
+    return options_.chunk_tokens > 0 ? options_.chunk_tokens : executor_->limits().max_step_tokens;
   }
 
   double PrefillOnce(const std::vector<int32_t>& tokens) {
@@ -135,7 +164,7 @@ class StepBench {
     const auto context = static_cast<int32_t>(tokens.size());
     const auto start = std::chrono::steady_clock::now();
     for (lane.position = 0; lane.position < context;) {
-      const int32_t count = std::min(options_.chunk_tokens, context - lane.position);
+      const int32_t count = std::min(chunk_tokens(), context - lane.position);
       StepPlan plan;
       plan.sequences.push_back(
           Input(lane, absl::MakeConstSpan(tokens).subspan(lane.position, count)));
@@ -148,35 +177,38 @@ class StepBench {
     return SecondsSince(start);
   }
 
-  // Keeps the first lane's state on the host, so that every decode measurement starts from it.
-  absl::Status KeepState() {
-    const auto& layout = executor_->limits().layout;
-    const Lane& lane = lanes_[0];
-    kept_pages_ = layout.PagesFor(lane.position);
-    kept_position_ = lane.position;
-    kept_token_ = lane.next_token;
-    ASSIGN_OR_RETURN(kept_, Buffer::Allocate(layout.BytesFor(lane.position), "a kept state"));
-    executor_->CopyOut(lane.slot, absl::MakeConstSpan(lane.pages).first(kept_pages_), kept_.data());
-    return absl::OkStatus();
+  void CopyLanes(int batch) {
+    const Lane& kept = lanes_[0];
+    const auto used = executor_->limits().layout.PagesFor(kept.position);
+    for (int i = 1; i <= batch; ++i) {
+      Lane& lane = lanes_[i];
+      std::vector<std::pair<int32_t, int32_t>> pages;
+      for (int32_t p = 0; p < used; ++p) pages.emplace_back(kept.pages[p], lane.pages[p]);
+      const std::pair<int32_t, int32_t> slot(kept.slot, lane.slot);
+      executor_->Copy(absl::MakeConstSpan(&slot, 1), pages);
+      lane.position = kept.position;
+      lane.next_token = i == 1 ? kept.next_token : RandomToken(1000 + i);
+    }
   }
 
   void Decode(int context, int batch) {
-    for (int i = 0; i < batch; ++i) {
-      Lane& lane = lanes_[i];
-      executor_->CopyIn(lane.slot, absl::MakeConstSpan(lane.pages).first(kept_pages_),
-                        kept_.data());
-      lane.position = kept_position_;
-      lane.next_token = i == 0 ? kept_token_ : RandomToken(1000 + i);
-    }
+    CopyLanes(batch);
     std::vector<double> seconds;
     double total = 0;
-    for (int step = 0; step < kDecodeRoom; ++step) {
-      const double elapsed = DecodeOnce(batch);
-      if (step < kWarmSteps) continue;
+    Submit(batch, false);
+    auto last = std::chrono::steady_clock::now();
+    for (int step = 1; step < kDecodeRoom; ++step) {
+      Submit(batch, true);
+      executor_->Wait();
+      const auto now = std::chrono::steady_clock::now();
+      const double elapsed = std::chrono::duration<double>(now - last).count();
+      last = now;
+      if (step <= kWarmSteps) continue;
       seconds.push_back(elapsed);
       total += elapsed;
       if (static_cast<int>(seconds.size()) >= kMinSteps && total >= options_.seconds) break;
     }
+    executor_->Wait();
     const double median = Median(seconds);
     const double bytes = cost_.DecodeBytes(batch, context);
     const double flops = cost_.DecodeFlops(batch, context);
@@ -189,24 +221,20 @@ class StepBench {
                {"gigabytes_per_second", bytes / median / 1e9},
                {"percent_of_read_bandwidth", Percent(bytes / median, rates_.read_bytes_per_second)},
                {"gflops_per_second", flops / median / 1e9},
-               {"percent_of_matrix_rate", Percent(flops / median, rates_.matrix_flops)}});
+               {"percent_of_matrix_rate", Percent(flops / median, rates_.matrix_flops)},
+               {"bytes_per_sequence", executor_->limits().layout.BytesFor(context)}});
   }
 
-  double DecodeOnce(int batch) {
+  void Submit(int batch, bool fed) {
     StepPlan plan;
-    for (int i = 0; i < batch; ++i) {
-      plan.sequences.push_back(Input(lanes_[i], absl::MakeConstSpan(&lanes_[i].next_token, 1)));
+    for (int i = 1; i <= batch; ++i) {
+      Lane& lane = lanes_[i];
+      plan.sequences.push_back(Input(lane, absl::MakeConstSpan(&lane.next_token, 1)));
       plan.sequences.back().sample = true;
+      plan.sequences.back().feed_previous = fed;
+      ++lane.position;
     }
-    const auto start = std::chrono::steady_clock::now();
     executor_->Submit(plan);
-    const StepResult result = executor_->Wait();
-    const double elapsed = SecondsSince(start);
-    for (int i = 0; i < batch; ++i) {
-      ++lanes_[i].position;
-      lanes_[i].next_token = std::max(0, result.outputs[i].chosen.token);
-    }
-    return elapsed;
   }
 
   SequenceInput Input(const Lane& lane, absl::Span<const int32_t> tokens) const {
@@ -226,8 +254,6 @@ class StepBench {
   scheduler::Executor* executor_;
   scheduler::SamplingParams sampling_;
   std::vector<Lane> lanes_;
-  Buffer kept_;
-  int32_t kept_pages_ = 0, kept_position_ = 0, kept_token_ = 0;
 };
 
 absl::Status CheckOptions(const Options& options) {
@@ -244,30 +270,42 @@ absl::Status CheckOptions(const Options& options) {
             absl::StrCat(name, " has ", value, "; it must be at least 1"));
     }
   }
-  if (options.chunk_tokens < 1) return absl::InvalidArgumentError("--chunk must be at least 1");
+  if (options.chunk_tokens < 0) return absl::InvalidArgumentError("--chunk must not be negative");
   return absl::OkStatus();
 }
 
 absl::StatusOr<model::LoadOptions> MakeLoadOptions(const Options& options) {
   model::LoadOptions load;
   ASSIGN_OR_RETURN(load.dtype, ParseComputeDType(options.dtype));
+  ASSIGN_OR_RETURN(load.device, ParseDevice(options.device));
   load.threads = options.threads;
   load.random_weights = !options.shape.empty();
-  load.max_step_tokens = std::max(
-      options.chunk_tokens, *std::max_element(options.batches.begin(), options.batches.end()));
+  load.full_attention = options.full_attention;
+  load.max_step_tokens = options.chunk_tokens;
+  if (options.fill) {
+    load.max_step_sequences = kMostFilling;
+    return load;
+  }
   load.max_step_sequences = *std::max_element(options.batches.begin(), options.batches.end());
-  load.slots = load.max_step_sequences;
+  load.slots = load.max_step_sequences + 1;
   const int longest = *std::max_element(options.contexts.begin(), options.contexts.end());
   const int tokens = longest + kDecodeRoom;
   load.pages = load.slots * ((tokens + load.page_tokens - 1) / load.page_tokens);
   return load;
 }
 
-Rates MeasureRates(int threads, DType compute) {
+Rates MeasureRates(int threads, const model::ModelInfo& info) {
   ThreadPool pool(threads > 0 ? threads : UsableCores());
-  const Stream stream{.device = Device::kCpu, .pool = &pool, .native = nullptr};
+  const DType compute = info.compute_dtype;
+  cuda::OwnedStream owned;
+  Stream stream{.device = Device::kCpu, .pool = &pool, .native = nullptr};
+  if (info.on_gpu) {
+    owned = cuda::OwnedStream::Make();
+    stream = owned.get();
+  }
   Rates rates{kernels::MeasureReadBandwidth(stream), kernels::MeasureMatrixRate(compute, stream)};
   PrintLine({{"phase", "machine"},
+             {"device", info.device},
              {"threads", pool.num_threads()},
              {"simd", SimdLevelName(CurrentSimdLevel())},
              {"dtype", std::string(DTypeName(compute))},
@@ -287,7 +325,6 @@ absl::Status RunBenchStep(const Options& options) {
         "--context ", longest, " plus ", kDecodeRoom,
         " decoded tokens is past the model's longest sequence of ", described.max_position));
   }
-  const Rates rates = MeasureRates(options.threads, described.compute_dtype);
   ASSIGN_OR_RETURN(const model::StepCost cost, model::EstimateCost(path, load));
   const auto start = std::chrono::steady_clock::now();
   ASSIGN_OR_RETURN(std::unique_ptr<model::LoadedModel> loaded, model::LoadModel(path, load));
@@ -299,7 +336,10 @@ absl::Status RunBenchStep(const Options& options) {
              {"weight_bytes", info.weight_bytes},
              {"state_bytes_per_sequence", info.layout.slot_bytes},
              {"kv_bytes_per_token", info.layout.KvBytesPerToken()},
+             {"workspace_bytes", info.workspace_bytes},
+             {"graph_bytes", info.graph_bytes},
              {"seconds", SecondsSince(start)}});
+  const Rates rates = MeasureRates(options.threads, described);
   return StepBench(options, rates, cost, loaded->executor()).Run();
 }
 
@@ -315,8 +355,13 @@ void AddBenchStep(CLI::App* bench, int* exit_code) {
       ->delimiter(',');
   step->add_option("--context", options->contexts, "Tokens before decoding starts, e.g. 512,16384")
       ->delimiter(',');
-  step->add_option("--chunk", options->chunk_tokens, "Tokens per prefill step")
+  step->add_option("--chunk", options->chunk_tokens,
+                   "Tokens per prefill step; 0: what suits the device")
       ->capture_default_str();
+  step->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
+  step->add_flag("--full-attention", options->full_attention,
+                 "With --shape: the same shape with full attention in every layer");
+  step->add_flag("--fill", options->fill, "As many sequences as the memory holds, not --batch");
   step->add_option("--dtype", options->dtype, "auto, f32 or bf16")->capture_default_str();
   step->add_option("--threads", options->threads, "Threads; 0: all usable cores")
       ->capture_default_str();

@@ -77,7 +77,7 @@ TEST_P(GoldenTest, F32AgreesOnEveryPath) {
   options.dtype = ComputeDType::kF32;
   auto report = CheckModel(Folder(), "", options, 5e-5, 17);
   ASSERT_TRUE(report.ok()) << report.status();
-  ASSERT_EQ(report->paths.size(), 4u);
+  ASSERT_EQ(report->paths.size(), 5u);
   for (const PathReport& path : report->paths) {
     EXPECT_TRUE(path.ok) << Describe(path);
     EXPECT_EQ(path.greedy_equal, path.greedy_tokens) << Describe(path);
