@@ -43,6 +43,9 @@ struct ServedModel {
   int64_t num_parameters = 0;
   int64_t weight_bytes = 0;
   int64_t workspace_bytes = 0;
+  std::string device = "cpu";
+  int64_t graph_bytes = 0;   // GPU
+  int64_t device_bytes = 0;  // GPU: all its memory
   std::vector<int32_t> bos_ids, eos_ids;
   std::vector<std::string> skipped_tensors;
 

@@ -204,6 +204,11 @@ std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
   return impl_->server->InProcessChannel(arguments);
 }
 
+void Server::ReportBroken() {
+  grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService();
+  if (health != nullptr) health->Shutdown();
+}
+
 void Server::Drain(int64_t drain_us) {
   impl_->watchdog.reset();
   impl_->SetHealth(false);

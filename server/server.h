@@ -51,6 +51,10 @@ class Server {
   // for at most `drain_us`. Returns when every call has got its end. Call once.
   void Drain(int64_t drain_us);
 
+  // Health turns NOT_SERVING for good: the device failed and the process is about to end. Any
+  // thread.
+  void ReportBroken();
+
  private:
   struct Impl;
   explicit Server(std::unique_ptr<Impl> impl);

@@ -39,7 +39,10 @@ void AddConstants(const ServedModel& model, metrics::Registry* registry) {
       ->Set(1);
   registry
       ->AddGauge("weir_model_info", "Always 1; the labels say what is served.",
-                 {{"name", model.name}, {"family", model.family}, {"dtype", model.compute_dtype}})
+                 {{"name", model.name},
+                  {"family", model.family},
+                  {"dtype", model.compute_dtype},
+                  {"device", model.device}})
       ->Set(1);
   const auto memory = [&](const char* kind, double bytes) {
     registry
@@ -54,6 +57,8 @@ void AddConstants(const ServedModel& model, metrics::Registry* registry) {
          static_cast<double>(limits.cache.slots) * static_cast<double>(limits.layout.slot_bytes));
   memory("kv",
          static_cast<double>(limits.cache.pages) * static_cast<double>(limits.layout.page_bytes));
+  memory("graphs", static_cast<double>(model.graph_bytes));
+  memory("device", static_cast<double>(model.device_bytes));
 }
 
 }  // namespace

@@ -39,6 +39,10 @@ void PrintMemory(const model::ModelInfo& info, const ServedModel& served) {
   const auto& limits = served.limits;
   Row("weights", absl::StrCat(FormatBytes(info.weight_bytes), " as ", served.compute_dtype));
   Row("workspace", FormatBytes(info.workspace_bytes));
+  if (info.on_gpu) {
+    Row("device", absl::StrCat(info.device, ", ", FormatBytes(info.device_bytes), "; graphs ",
+                               FormatBytes(info.graph_bytes)));
+  }
   Row("state",
       absl::StrCat(FormatBytes(limits.layout.slot_bytes), " per sequence, ", limits.cache.slots,
                    " slots = ", FormatBytes(limits.layout.slot_bytes * limits.cache.slots)));

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/cuda/runtime.h"
 #include "core/log.h"
 #include "server/commands/commands.h"
 #include "text/chat_template.h"
@@ -45,6 +46,9 @@ ServedModel ToServedModel(const model::ModelInfo& info, const scheduler::Executo
   served.num_parameters = info.num_parameters;
   served.weight_bytes = info.weight_bytes;
   served.workspace_bytes = info.workspace_bytes;
+  served.device = info.device;
+  served.graph_bytes = info.graph_bytes;
+  served.device_bytes = info.device_bytes;
   served.bos_ids = info.bos_ids;
   served.eos_ids = info.eos_ids;
   served.skipped_tensors = info.skipped_tensors;
@@ -137,12 +141,17 @@ absl::StatusOr<std::unique_ptr<Stack>> Stack::Start(
                                                              &stack->clock_, &stack->registry_);
   stack->scheduler_->Start();
   stack->load_seconds_ = static_cast<double>(stack->clock_.NowUs() - begin_us) * 1e-6;
+  // The process ends after this: whoever asks meanwhile is to hear that it does not serve.
+  cuda::SetFatalHook([server = &stack->server_](const std::string&) {
+    if (*server != nullptr) (*server)->ReportBroken();
+  });
   ASSIGN_OR_RETURN(stack->server_, Server::Start(options, &stack->served_, stack->scheduler_.get(),
                                                  &stack->clock_, &stack->registry_));
   return stack;
 }
 
 Stack::~Stack() {
+  cuda::SetFatalHook(nullptr);
   server_.reset();
   scheduler_.reset();
   model_.reset();
