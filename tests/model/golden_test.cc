@@ -75,6 +75,7 @@ std::string Describe(const PathReport& path) {
 TEST_P(GoldenTest, F32AgreesOnEveryPath) {
   LoadOptions options;
   options.dtype = ComputeDType::kF32;
+  options.device = DeviceChoice::kCpu;
   auto report = CheckModel(Folder(), "", options, 5e-5, 17);
   ASSERT_TRUE(report.ok()) << report.status();
   ASSERT_EQ(report->paths.size(), 5u);
@@ -89,7 +90,9 @@ TEST_P(GoldenTest, F32AgreesOnEveryPath) {
 class Bf16Golden : public GoldenTest {};
 
 TEST_P(Bf16Golden, AgreesOnEveryPath) {
-  auto report = CheckModel(Folder(), "", {}, 2e-2, 18);
+  LoadOptions options;
+  options.device = DeviceChoice::kCpu;
+  auto report = CheckModel(Folder(), "", options, 2e-2, 18);
   ASSERT_TRUE(report.ok()) << report.status();
   EXPECT_EQ(report->info.compute_dtype, DType::kBF16);
   for (const PathReport& path : report->paths) EXPECT_TRUE(path.ok) << Describe(path);
@@ -101,6 +104,7 @@ class Invariance : public GoldenTest {
   void SetUp() override {
     LoadOptions options;
     options.dtype = ComputeDType::kF32;
+    options.device = DeviceChoice::kCpu;
     options.slots = 9;
     options.pages = 200;
     options.max_step_tokens = 1024;
