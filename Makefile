@@ -11,7 +11,7 @@ DIST ?= dist
 CUDA ?= auto
 export CMAKE_FLAGS
 
-.PHONY: help build serve test test-slow bench dist format tidy asan tsan clean dependencies python cuda cuda-toolkit
+.PHONY: help build serve test test-slow bench gpu-check dist format tidy asan tsan clean dependencies python cuda cuda-toolkit
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -59,6 +59,10 @@ bench: build     ## kernel benchmarks, and the step benchmark of the model that 
 	@ninja -C $(BUILD) -j $(JOBS) --quiet benches
 	@for b in $(BUILD)/bench/*_bench; do $$b --benchmark_min_time=0.2 || exit 1; done
 	@$(BUILD)/weir bench step $(MODEL)
+
+gpu-check: build ## on a machine with an NVIDIA GPU: kernel tests, goldens, benchmarks (tools/gpu_check.sh)
+	@ninja -C $(BUILD) -j $(JOBS) --quiet
+	@tools/gpu_check.sh --folder $(BUILD) $(PARTS)
 
 dist: build      ## a folder that runs on a bare Debian 12 or Ubuntu 24.04: dist/weir-VERSION (CUBLASLT=0: without it)
 	@tools/make_dist.py $(BUILD) $(DIST) $(if $(filter 0,$(CUBLASLT)),--without-cublaslt)
