@@ -12,6 +12,7 @@
 
 #include "core/tensor.h"
 #include "tests/kernels/dense_test_support.h"
+#include "tests/kernels/device_mirror.h"
 
 namespace weir::kernels {
 namespace {
@@ -20,8 +21,29 @@ using namespace testing;  // NOLINT: the support of this test
 
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
-SampleResult SampleOne(std::vector<float> logits, const SampleRow& row,
-                       std::vector<std::pair<int32_t, float>>* top = nullptr) {
+// Every test runs on the CPU at each level of this machine, and on the GPU.
+class SampleTest : public ::testing::TestWithParam<Device> {
+ protected:
+  void SetUp() override {
+    if (GetParam() == Device::kCuda) WEIR_NEEDS_GPU();
+  }
+  static bool Gpu() { return GetParam() == Device::kCuda; }
+  static std::vector<SimdLevel> Levels() {
+    const std::vector<SimdLevel> all = MachineLevels();
+    return Gpu() ? std::vector<SimdLevel>{all.back()} : all;
+  }
+  static SampleResult SampleOne(std::vector<float> logits, const SampleRow& row,
+                                std::vector<std::pair<int32_t, float>>* top = nullptr);
+  // The tokens of `count` draws that follow each other, in one call.
+  static std::vector<int32_t> Draws(const std::vector<float>& logits, SampleRow row, int count);
+};
+INSTANTIATE_TEST_SUITE_P(, SampleTest, ::testing::Values(Device::kCpu, Device::kCuda),
+                         [](const auto& info) {
+                           return info.param == Device::kCpu ? "cpu" : "gpu";
+                         });
+
+SampleResult SampleTest::SampleOne(std::vector<float> logits, const SampleRow& row,
+                                   std::vector<std::pair<int32_t, float>>* top) {
   Threads one(1);
   SampleResult result;
   if (top != nullptr) {
@@ -29,9 +51,29 @@ SampleResult SampleOne(std::vector<float> logits, const SampleRow& row,
     result.top = absl::MakeSpan(*top);
   }
   const auto vocab = static_cast<int64_t>(logits.size());
-  Sample(TensorView(logits.data(), {1, vocab}), {&row, 1}, {&result, 1}, one.stream());
+  DeviceMirror mirror(GetParam(), DType::kF32, one.stream().pool);
+  Sample(mirror.Plain(TensorView(logits.data(), {1, vocab})), {&row, 1}, {&result, 1},
+         mirror.stream());
   if (top != nullptr) top->resize(result.top.size());
   return result;
+}
+
+std::vector<int32_t> SampleTest::Draws(const std::vector<float>& logits, SampleRow row, int count) {
+  static Threads one(1);
+  const auto vocab = static_cast<int64_t>(logits.size());
+  std::vector<float> copies;
+  std::vector<SampleRow> rows(count, row);
+  std::vector<SampleResult> results(count);
+  for (int i = 0; i < count; ++i) {
+    copies.insert(copies.end(), logits.begin(), logits.end());
+    rows[i].draw = row.draw + i;
+  }
+  DeviceMirror mirror(GetParam(), DType::kF32, one.stream().pool);
+  Sample(mirror.Plain(TensorView(copies.data(), {count, vocab})), rows, absl::MakeSpan(results),
+         mirror.stream());
+  std::vector<int32_t> tokens;
+  for (const SampleResult& result : results) tokens.push_back(result.token);
+  return tokens;
 }
 
 // Sorted by probability, ties by id: the order that truncation is defined on.
@@ -78,14 +120,14 @@ double ChiSquareLimit(double n) {
   return n * std::pow(1.0 - a + 3.0902 * std::sqrt(a), 3);
 }
 
-TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
+TEST_P(SampleTest, DrawsFollowTheTruncatedDistribution) {
   const std::vector<float> logits = {0.5f, -1.0f, 2.0f, 1.5f, 0.0f, -3.0f, 1.0f, 0.5f, 1.9f, -0.5f};
   const SampleRow rows[] = {
       Row(1.0f, 0, 1.0f, 0.0f),  Row(0.7f, 0, 1.0f, 0.0f),  Row(2.5f, 0, 1.0f, 0.0f),
       Row(1.0f, 4, 1.0f, 0.0f),  Row(1.0f, 0, 0.8f, 0.0f),  Row(1.0f, 0, 1.0f, 0.2f),
       Row(1.3f, 7, 0.9f, 0.0f),  Row(1.5f, 8, 0.95f, 0.1f), Row(1.0f, 1, 1.0f, 0.0f),
       Row(1.0f, 0, 0.01f, 0.0f), Row(1.0f, 3, 0.5f, 0.99f)};
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     for (SampleRow row : rows) {
       SCOPED_TRACE("T " + std::to_string(row.temperature) + " k " + std::to_string(row.top_k) +
@@ -94,7 +136,7 @@ TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
       constexpr int kDraws = 20000;
       std::map<int32_t, int> counts;
       row.seed = 12345;
-      for (row.draw = 0; row.draw < kDraws; ++row.draw) ++counts[SampleOne(logits, row).token];
+      for (int32_t token : Draws(logits, row, kDraws)) ++counts[token];
       double sum = 0, chi = 0;
       for (const Ranked& r : kept) sum += r.p;
       int seen = 0;
@@ -112,7 +154,7 @@ TEST(SampleTest, DrawsFollowTheTruncatedDistribution) {
 }
 
 // Many blocks of the draw's first race, each with its own mass.
-TEST(SampleTest, DrawsFollowTheDistributionAcrossBlocks) {
+TEST_P(SampleTest, DrawsFollowTheDistributionAcrossBlocks) {
   constexpr int64_t kVocab = 1500;
   constexpr int kDraws = 60000;
   std::vector<float> logits = RandomFloats(kVocab, 8, 1.5f);
@@ -121,7 +163,9 @@ TEST(SampleTest, DrawsFollowTheDistributionAcrossBlocks) {
     const std::vector<Ranked> kept = Truncate(logits, row);
     std::vector<int> counts(kVocab);
     row.seed = 99;
-    for (row.draw = 0; row.draw < kDraws; ++row.draw) ++counts[SampleOne(logits, row).token];
+    for (; row.draw < kDraws; row.draw += 2000) {
+      for (int32_t token : Draws(logits, row, 2000)) ++counts[token];
+    }
     double sum = 0, chi = 0, rare_expected = 0;
     for (const Ranked& r : kept) sum += r.p;
     int cells = 0, seen = 0, rare = 0;
@@ -144,7 +188,7 @@ TEST(SampleTest, DrawsFollowTheDistributionAcrossBlocks) {
 
 // A vocabulary of real size: what is drawn lies in the set that sorting gives, and with a flat
 // distribution the whole set is drawn.
-TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
+TEST_P(SampleTest, TruncationIsExactOnALargeVocabulary) {
   constexpr int64_t kVocab = 248320;
   for (float spread : {0.01f, 2.0f, 8.0f}) {
     const std::vector<float> logits = RandomFloats(kVocab, 3, spread);
@@ -155,12 +199,11 @@ TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
     for (SampleRow row : rows) {
       std::set<int32_t> kept;
       for (const Ranked& r : Truncate(logits, row)) kept.insert(r.id);
-      for (SimdLevel level : MachineLevels()) {
+      for (SimdLevel level : Levels()) {
         AtLevel at(level);
         std::set<int32_t> drawn;
         row.seed = 5;
-        for (row.draw = 0; row.draw < 10; ++row.draw) {
-          const int32_t token = SampleOne(logits, row).token;
+        for (const int32_t token : Draws(logits, row, 10)) {
           // Exactly at the edge of top-p our sums and the reference's may round apart: none of
           // these seeds meets it.
           ASSERT_TRUE(kept.contains(token)) << row.top_k << " " << row.top_p << " " << row.min_p;
@@ -174,7 +217,7 @@ TEST(SampleTest, TruncationIsExactOnALargeVocabulary) {
   }
 }
 
-TEST(SampleTest, TopKOnALargeVocabularyReachesEveryKeptToken) {
+TEST_P(SampleTest, TopKOnALargeVocabularyReachesEveryKeptToken) {
   std::vector<float> logits = RandomFloats(100003, 4, 0.5f);
   // Twelve near-equal winners far apart, two of them exactly equal to the thirteenth.
   std::set<int32_t> want;
@@ -184,16 +227,18 @@ TEST(SampleTest, TopKOnALargeVocabularyReachesEveryKeptToken) {
   }
   logits[99000] = 10.0f;  // ties with the weakest winner and has a higher id
   SampleRow row = Row(1.0f, 12, 1.0f, 0.0f);
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     std::set<int32_t> drawn;
-    for (row.draw = 0; row.draw < 400; ++row.draw) drawn.insert(SampleOne(logits, row).token);
+    for (row.draw = 0; row.draw < 400; row.draw += 20) {
+      for (int32_t token : Draws(logits, row, 20)) drawn.insert(token);
+    }
     EXPECT_EQ(drawn, want);
   }
 }
 
-TEST(SampleTest, GreedyTakesTheLowestIdOfEquals) {
-  for (SimdLevel level : MachineLevels()) {
+TEST_P(SampleTest, GreedyTakesTheLowestIdOfEquals) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     for (int64_t vocab : {1, 7, 16, 33, 1000, 5001}) {
       for (int64_t best : {int64_t{0}, vocab / 3, vocab - 1}) {
@@ -206,7 +251,7 @@ TEST(SampleTest, GreedyTakesTheLowestIdOfEquals) {
   }
 }
 
-TEST(SampleTest, PenaltiesByHand) {
+TEST_P(SampleTest, PenaltiesByHand) {
   // Greedy shows the order after each change. Logits 4, 3.5, -1, 3.
   const std::vector<float> logits = {4.0f, 3.5f, -1.0f, 3.0f};
   const std::vector<int32_t> prompt = {0, 0}, generated = {1, 1, 1, 99, -5};
@@ -252,7 +297,7 @@ TEST(SampleTest, PenaltiesByHand) {
   EXPECT_NEAR(run(r)[1], 0.5f, tolerance);
 }
 
-TEST(SampleTest, ForbiddenAndMaskedTokensAreNeverDrawn) {
+TEST_P(SampleTest, ForbiddenAndMaskedTokensAreNeverDrawn) {
   const std::vector<float> logits = RandomFloats(77, 1);
   std::vector<uint32_t> mask(3, 0);
   for (int id : {3, 31, 32, 70, 76}) mask[id / 32] |= 1u << (id % 32);
@@ -260,10 +305,10 @@ TEST(SampleTest, ForbiddenAndMaskedTokensAreNeverDrawn) {
   SampleRow row = Row(1.0f, 0, 1.0f, 0.0f);
   row.allowed_mask = mask;
   row.forbidden = forbidden;
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     std::set<int32_t> drawn;
-    for (row.draw = 0; row.draw < 3000; ++row.draw) drawn.insert(SampleOne(logits, row).token);
+    for (int32_t token : Draws(logits, row, 3000)) drawn.insert(token);
     EXPECT_EQ(drawn, (std::set<int32_t>{3, 32, 70, 76}));
     SampleRow shorter = row;  // ids past the mask are not allowed
     shorter.allowed_mask = absl::MakeConstSpan(mask).subspan(0, 1);
@@ -271,10 +316,10 @@ TEST(SampleTest, ForbiddenAndMaskedTokensAreNeverDrawn) {
   }
 }
 
-TEST(SampleTest, NothingLeftIsMinusOne) {
+TEST_P(SampleTest, NothingLeftIsMinusOne) {
   const std::vector<float> nan(40, kPoison), never(40, -kInf);
   const std::vector<uint32_t> none(2, 0);
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     for (float temperature : {0.0f, 1.0f}) {
       SampleRow row = Row(temperature, temperature > 0 ? 5 : 0, 0.9f, 0.0f);
@@ -289,30 +334,28 @@ TEST(SampleTest, NothingLeftIsMinusOne) {
   }
 }
 
-TEST(SampleTest, NanIsNeverDrawnAndInfinityAlwaysWins) {
-  for (SimdLevel level : MachineLevels()) {
+TEST_P(SampleTest, NanIsNeverDrawnAndInfinityAlwaysWins) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     std::vector<float> logits(50, 0.0f);
     for (int i = 0; i < 50; i += 2) logits[i] = kPoison;
     for (float temperature : {0.0f, 1.0f}) {
       SampleRow row = Row(temperature, 0, 1.0f, 0.0f);
-      for (row.draw = 0; row.draw < 200; ++row.draw) {
-        ASSERT_EQ(SampleOne(logits, row).token % 2, 1);
-      }
+      for (int32_t token : Draws(logits, row, 200)) ASSERT_EQ(token % 2, 1);
       std::vector<float> infinite = logits;
       infinite[21] = kInf;
-      for (row.draw = 0; row.draw < 20; ++row.draw) ASSERT_EQ(SampleOne(infinite, row).token, 21);
+      for (int32_t token : Draws(infinite, row, 20)) ASSERT_EQ(token, 21);
     }
   }
 }
 
-TEST(SampleTest, LogProbabilitiesIgnoreTemperatureAndTruncation) {
+TEST_P(SampleTest, LogProbabilitiesIgnoreTemperatureAndTruncation) {
   for (int64_t vocab : {1, 5, 100, 5003}) {
     const std::vector<float> logits = RandomFloats(vocab, 6, 2.0f);
     double sum = 0;
     for (float x : logits) sum += std::exp(double{x});
     std::vector<Ranked> ranked = Rank(logits, 1.0);
-    for (SimdLevel level : MachineLevels()) {
+    for (SimdLevel level : Levels()) {
       AtLevel at(level);
       SampleRow row = Row(0.3f, 2, 0.9f, 0.0f);
       row.num_top_logprobs = 8;
@@ -334,10 +377,10 @@ TEST(SampleTest, LogProbabilitiesIgnoreTemperatureAndTruncation) {
   }
 }
 
-TEST(SampleTest, LogProbsOfTargets) {
+TEST_P(SampleTest, LogProbsOfTargets) {
   Threads two(2);
   const int64_t rows = 5, vocab = 1003;
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     std::vector<float> logits = RandomFloats(rows * vocab, 11, 3.0f);
     logits[2 * vocab + 7] = kPoison;
@@ -346,8 +389,9 @@ TEST(SampleTest, LogProbsOfTargets) {
     std::vector<std::pair<int32_t, float>> memory(rows * 4);
     std::vector<SampleResult> results(rows);
     for (int64_t r = 0; r < rows; ++r) results[r].top = absl::MakeSpan(memory).subspan(r * 4, r);
-    LogProbs(TensorView(logits.data(), {rows, vocab}), targets, absl::MakeSpan(results),
-             two.stream());
+    DeviceMirror mirror(GetParam(), DType::kF32, two.stream().pool);
+    LogProbs(mirror.Plain(TensorView(logits.data(), {rows, vocab})), targets,
+             absl::MakeSpan(results), mirror.stream());
     for (int64_t r = 0; r < rows; ++r) {
       std::vector<float> row(before.begin() + r * vocab, before.begin() + (r + 1) * vocab);
       if (r == 2) row[7] = -kInf;
@@ -367,7 +411,7 @@ TEST(SampleTest, LogProbsOfTargets) {
   }
 }
 
-TEST(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
+TEST_P(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
   constexpr int64_t kRows = 7, kVocab = 20001;
   const std::vector<float> logits = RandomFloats(kRows * kVocab, 21, 2.0f);
   std::vector<SampleRow> rows;
@@ -377,7 +421,7 @@ TEST(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
     rows.back().seed = 77 + r;
     rows.back().num_top_logprobs = 0;
   }
-  for (SimdLevel level : MachineLevels()) {
+  for (SimdLevel level : Levels()) {
     AtLevel at(level);
     std::vector<SampleResult> alone;
     for (int r = 0; r < kRows; ++r) {
@@ -385,14 +429,20 @@ TEST(SampleTest, TheBatchAndTheThreadsDoNotMatter) {
           SampleOne({logits.begin() + r * kVocab, logits.begin() + (r + 1) * kVocab}, rows[r]));
     }
     for (int thread_count : {1, 2, 3}) {
+      if (Gpu() && thread_count > 1) break;
       Threads threads(thread_count);
       std::vector<float> copy = logits;
       std::vector<SampleResult> results(kRows);
-      Sample(TensorView(copy.data(), {kRows, kVocab}), rows, absl::MakeSpan(results),
-             threads.stream());
+      DeviceMirror mirror(GetParam(), DType::kF32, threads.stream().pool);
+      Sample(mirror.Plain(TensorView(copy.data(), {kRows, kVocab})), rows, absl::MakeSpan(results),
+             mirror.stream());
       for (int r = 0; r < kRows; ++r) {
         EXPECT_EQ(results[r].token, alone[r].token);
-        EXPECT_EQ(results[r].logprob, alone[r].logprob);
+        if (Gpu()) {  // how a row's sum is split depends on how many rows there are
+          EXPECT_NEAR(results[r].logprob, alone[r].logprob, 1e-5);
+        } else {
+          EXPECT_EQ(results[r].logprob, alone[r].logprob);
+        }
       }
     }
   }
