@@ -178,7 +178,7 @@ inline std::vector<Target> Targets() {
 }
 // What one rounding to the activations' type adds, relative.
 inline double ActivationEps(const Target& target) {
-  return target.device == Device::kCuda && target.activations == DType::kBF16 ? 0x1p-9 : 0x1p-24;
+  return target.device == Device::kCuda && target.activations == DType::kBF16 ? 0x1p-8 : 0x1p-24;
 }
 
 }  // namespace weir::kernels::testing
