@@ -5,6 +5,7 @@
 
 namespace weir::server {
 
+void AddBenchKernels(CLI::App* bench, int* exit_code);
 void AddBenchServe(CLI::App* bench, int* exit_code);
 void AddBenchStep(CLI::App* bench, int* exit_code);
 
