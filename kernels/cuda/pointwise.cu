@@ -204,7 +204,6 @@ struct EmbeddingBody {
   }
 };
 
-__device__ __forceinline__ float ExactSigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 // log(1 + e^x): what is lost next to x beyond 20 is below half a step of a float.
 __device__ __forceinline__ float ExactSoftplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
 
@@ -231,7 +230,7 @@ struct LogDecayBody {
         v[i] = -ExactSoftplus(-v[i]) / normalizer;
         if (has_clamp) v[i] = fmaxf(clamp_min, v[i]);
       } else {
-        v[i] = lower_bound * ExactSigmoid(a * v[i]);
+        v[i] = lower_bound * SigmoidFor<float>(a * v[i]);
       }
     }
     StoreN<N>(out.at(row, column), v);
@@ -248,7 +247,7 @@ struct BetaBody {
     float v[N];
     LoadN<N>(x.at(row, column), v);
 #pragma unroll
-    for (int i = 0; i < N; ++i) v[i] = scale * ExactSigmoid(v[i]);
+    for (int i = 0; i < N; ++i) v[i] = scale * SigmoidFor<float>(v[i]);
     StoreN<N>(out.at(row, column), v);
   }
 };

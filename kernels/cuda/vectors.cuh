@@ -77,7 +77,8 @@ __device__ __forceinline__ float SigmoidFor(float x) {
   if constexpr (sizeof(T) == 2) {
     return __fdividef(1.0f, 1.0f + __expf(-x));
   } else {
-    return 1.0f / (1.0f + expf(-x));
+    const float e = expf(-fabsf(x));  // never overflows: tails keep their digits
+    return (x < 0.0f ? e : 1.0f) / (1.0f + e);
   }
 }
 
