@@ -22,8 +22,9 @@ class DeviceSampler {
     int max_top = 20;         // top logprobs per row
     int steps_in_flight = 2;  // host-side copies of descriptions and results
   };
-  // Takes all memory it will ever need. history_capacity: ids of prompts, answers, biases and
-  // forbidden tokens that Describe can be given, all rows together (penalties only).
+  // Takes all memory it will ever need, and that of LogProbs. history_capacity: what Describe can
+  // be given, all rows together, in words of four bytes: ids of prompts and answers (of rows with
+  // penalties), two for a bias, one for a forbidden id, a word of an allowed_mask.
   // RESOURCE_EXHAUSTED.
   static absl::StatusOr<std::unique_ptr<DeviceSampler>> Make(const Limits& limits,
                                                              int64_t history_capacity,
