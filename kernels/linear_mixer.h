@@ -30,7 +30,7 @@ struct LinearMixerArgs {
   TensorView qkv;  // [tokens, heads_q * K + heads_k * K + heads_v * V]
 
   // ShortConv over all columns of qkv. weight undefined: no convolution, `activation` still
-  // applies.
+  // applies. On the fused path W is 2 to 4.
   TensorView conv_weight;                     // [channels, W] f32, W <= 8
   TensorView conv_bias;                       // [channels] f32 or undefined
   Activation activation = Activation::kSilu;  // kNone or kSilu, on q, k and v
@@ -48,7 +48,7 @@ struct LinearMixerArgs {
   LogDecayArgs::Form decay_form = LogDecayArgs::Form::kSoftplus;
   TensorView decay_x;     // f32 or bf16, strided rows allowed
   TensorView decay_bias;  // f32 or undefined
-  TensorView exp_a;       // [heads] f32
+  TensorView exp_a;       // f32 [heads], kVector [heads_g]
   float normalizer = 16.0f, clamp_min = 0.0f, lower_bound = -5.0f;
   bool has_clamp = false;
   TensorView fixed_decay;
@@ -67,22 +67,25 @@ struct LinearMixerArgs {
 
   TensorView out;  // [tokens, heads * V], dtype of qkv; zeros for slots < 0
 
-  // Sequences, as in RecurrenceArgs. The first `singles` sequences have exactly one token each (or
-  // are padding), the others any number.
+  // Sequences, as in RecurrenceArgs. The first `singles` sequences have exactly one token each,
+  // padding (slot < 0) too: sequence s < singles owns token s, and its offset is not read. The
+  // others have any number.
   TensorView offsets, slots, fresh;       // device memory on a GPU
-  const int32_t* host_offsets = nullptr;  // the same offsets, readable by the host
+  const int32_t* host_offsets = nullptr;  // the same offsets, readable by the host; may be null
+                                          // where all are singles
   int singles = 0;
-  void* state = nullptr;  // slot 0's state of this mixer, f32 [heads, V, K]
-  int64_t slot_stride_bytes = 0;
+  void* state = nullptr;  // slot 0's state of this mixer, f32 [heads, V, K], aligned to 16 bytes
+  int64_t slot_stride_bytes = 0;  // a multiple of 16
 
-  // Room for intermediates of the runs that are not singles, LinearMixerScratchBytes(args) of it.
+  // Room for intermediates of the runs that are not singles: LinearMixerScratchBytes of it, aligned
+  // to 256 bytes.
   void* scratch = nullptr;
 };
 
 // Whether LinearMixer runs these shapes on this stream; the decision depends on dims, flags and
 // dtypes alone, never on the batch. False: compose the single ops.
 bool LinearMixerSupported(const LinearMixerArgs& args, Stream stream);
-// For `tokens` tokens in runs of more than one token, of `sequences` sequences.
+// For any batch of at most `tokens` tokens in `sequences` sequences, singles counted.
 int64_t LinearMixerScratchBytes(const LinearMixerArgs& args, int64_t tokens, int64_t sequences);
 // Does not allocate, does not synchronise; with singles alone safe inside graph capture. CUDA.
 // REQUIRES: LinearMixerSupported.

@@ -1,6 +1,8 @@
-// The decode form for any K, V and head counts: a warp takes a row of the state at a time.
+// The decode form for any K, V and head counts: a warp takes a row of the state at a time. Common
+// shapes on sm_90 take the mixer's step with everything but the recurrence switched off.
 #include "core/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/linear_mixer_step.h"
 #include "kernels/cuda/ops.h"
 
 namespace weir::kernels::gpu {
@@ -90,11 +92,49 @@ int Group(int heads, const TensorView& x) {
   return static_cast<int>(heads / x.size(1));
 }
 
+RowsOf Rows(const TensorView& x) { return {x.raw(), x.row_stride(), x.dtype() == DType::kBF16}; }
+
+MixerStep AsMixerStep(const RecurrenceArgs& args) {
+  MixerStep step;
+  step.sequences = static_cast<int>(args.slots.size(0));
+  step.offsets = args.offsets.data<int32_t>();
+  step.slots = args.slots.data<int32_t>();
+  step.fresh = args.fresh.data<uint8_t>();
+  step.state = static_cast<char*>(args.state);
+  step.slot_stride_bytes = args.slot_stride_bytes;
+  step.heads = args.heads;
+  step.dim_k = static_cast<int>(args.q.size(2));
+  step.dim_v = static_cast<int>(args.v.size(2));
+  step.q_group = Group(args.heads, args.q);
+  step.k_group = Group(args.heads, args.k);
+  step.v_group = Group(args.heads, args.v);
+  step.q = Rows(args.q);
+  step.k = Rows(args.k);
+  step.v = Rows(args.v);
+  step.q_scale = args.scale;
+  step.delta = args.update == Update::kDelta;
+  step.decay = args.decay;
+  step.decay_given = true;
+  if (args.decay != Decay::kNone) step.decay_x = Rows(args.g);
+  if (args.decay == Decay::kScalar && args.g.size(0) == 1) step.decay_x.stride = 0;
+  if (args.decay == Decay::kVector) step.g_group = Group(args.heads, args.g);
+  step.beta_given = true;
+  if (step.delta) step.beta = Rows(args.beta);
+  step.out = args.out.raw();
+  step.out_stride = args.out.row_stride();
+  return step;
+}
+
 }  // namespace
 
 void RecurrenceStep(const RecurrenceArgs& args, Stream stream) {
   const int64_t sequences = args.slots.size(0);
   if (sequences == 0 || args.q.size(0) == 0) return;
+  const MixerStep step = AsMixerStep(args);
+  if (MixerStepSupported(step)) {
+    RunMixerStep(step, stream);
+    return;
+  }
   WithActivation(args.q.dtype(), [&](auto tag) {
     using T = decltype(tag);
     StepParams<T> p{};

@@ -1,5 +1,8 @@
-// A thread owns a channel of a sequence and walks its run with the last W - 1 inputs in registers:
-// what it overwrites in place nobody else reads.
+// Two kernels; in neither does a thread read from memory what another one writes, so both work in
+// place. Decoding: a thread owns a channel of a sequence and walks its run with the last W - 1
+// inputs in registers. Longer runs: a block owns a strip of channels of a sequence and goes down
+// it in tiles; a thread owns kRun tokens x 16 bytes of the tile and hands its last inputs to the
+// next thread through shared memory, while the next tile is on its way into registers.
 #include "core/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -8,6 +11,16 @@ namespace weir::kernels::gpu {
 namespace {
 
 constexpr int kMaxWidth = 8;
+
+// A rounding to bf16 hides what the quick division loses.
+template <typename T>
+__device__ __forceinline__ float SiluFor(float x) {
+  if constexpr (sizeof(T) == 2) {
+    return __fdividef(x, 1.0f + __expf(-x));
+  } else {
+    return Silu(x);
+  }
+}
 
 template <typename T>
 struct ConvParams {
@@ -74,7 +87,7 @@ __global__ void __launch_bounds__(128) WalkRuns(const ConvParams<T> p) {
     for (int j = kMaxWidth - 1; j >= 0; --j) {
       if (j < p.width) y = fmaf(taps[j], past[j], y);
     }
-    Store(p.out + t * p.out_stride + channel, p.silu ? Silu(y) : y);
+    Store(p.out + t * p.out_stride + channel, p.silu ? SiluFor<T>(y) : y);
   }
 #pragma unroll
   for (int j = 0; j < kMaxWidth - 1; ++j) {
@@ -82,6 +95,170 @@ __global__ void __launch_bounds__(128) WalkRuns(const ConvParams<T> p) {
       StoreWindow(window, (p.width - 2 - j) * p.channels + channel, p.window_bf16, past[j]);
     }
   }
+}
+
+constexpr int kRun = 4;  // tokens of a thread in a tile
+constexpr int kTileThreads = 512;
+constexpr int kTileWidth = 4;  // taps that fit in the registers of the tile kernel
+
+// 16 bytes of activations.
+template <typename T>
+struct Piece {
+  static constexpr int kCount = 16 / sizeof(T);
+  uint4 bits;
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (kCount == 4) {
+      return __uint_as_float(i == 0 ? bits.x : i == 1 ? bits.y : i == 2 ? bits.z : bits.w);
+    } else {
+      const uint32_t pair = i / 2 == 0   ? bits.x
+                            : i / 2 == 1 ? bits.y
+                            : i / 2 == 2 ? bits.z
+                                         : bits.w;
+      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    }
+  }
+  __device__ static Piece Of(const float (&y)[kCount]) {
+    Piece piece;
+    T* values = reinterpret_cast<T*>(&piece.bits);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) Store(values + i, y[i]);
+    return piece;
+  }
+};
+
+// grid: strips x sequences; a strip is `lanes` pieces of channels.
+template <typename T>
+__global__ void __launch_bounds__(kTileThreads) Tiles(const ConvParams<T> p, int lanes) {
+  constexpr int kVec = Piece<T>::kCount, kPast = kTileWidth - 1;
+  // A thread's last inputs, newest first. Three tiles' worth: some threads may write the next
+  // tile's while others still read this one's and the one's before.
+  extern __shared__ __align__(16) char memory[];
+  auto* handed = reinterpret_cast<Piece<T>(*)[kTileThreads][kPast]>(memory);
+  PdlLaunchDependents();
+  const int tid = static_cast<int>(threadIdx.x), lane = tid % lanes, group = tid / lanes;
+  const int tile = kTileThreads / lanes * kRun;
+  const int64_t channel = (int64_t{blockIdx.x} * lanes + lane) * kVec;
+  const bool inside = channel < p.channels;
+  float taps[kTileWidth][kVec], bias[kVec];
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) {
+#pragma unroll
+    for (int j = 0; j < kTileWidth; ++j) {
+      taps[j][i] =
+          inside && j < p.width ? p.weight[(channel + i) * p.width + p.width - 1 - j] : 0.0f;
+    }
+    bias[i] = inside && p.bias != nullptr ? p.bias[channel + i] : 0.0f;
+  }
+  PdlWait();
+  const int s = static_cast<int>(blockIdx.y);
+  const int begin = p.offsets[s], end = p.offsets[s + 1], slot = p.slots[s];
+  const bool fresh = p.fresh[s] != 0;
+  char* window = p.state + slot * p.slot_stride_bytes;
+  Piece<T> next[kRun];
+  const auto load = [&](int first) {
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) {
+      next[r].bits = {};
+      if (inside && first + r < end && slot >= 0) {
+        next[r].bits = *reinterpret_cast<const uint4*>(p.x + (first + r) * p.x_stride + channel);
+      }
+    }
+  };
+  load(begin + group * kRun);
+  int buffer = 0, before = 2;
+  for (int start = begin; start < end; start += tile) {
+    const int first = start + group * kRun;
+    Piece<T> now[kRun];
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) now[r] = next[r];
+#pragma unroll
+    for (int j = 0; j < kPast; ++j) handed[buffer][tid][j] = now[kRun - 1 - j];
+    load(first + tile);
+    float past[kPast][kVec];  // [j]: the input j + 1 tokens before `first`
+    if (inside && first == begin) {
+#pragma unroll
+      for (int j = 0; j < kPast; ++j) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) {
+          past[j][i] =
+              j < p.width - 1 && !fresh && slot >= 0
+                  ? LoadWindow(window, (p.width - 2 - j) * p.channels + channel + i, p.window_bf16)
+                  : 0.0f;
+        }
+      }
+    }
+    __syncthreads();
+    const Piece<T>* inputs =  // the first group follows the last one of the tile before
+        group > 0 ? handed[buffer][tid - lanes] : handed[before][kTileThreads - lanes + lane];
+    before = buffer;
+    buffer = buffer == 2 ? 0 : buffer + 1;
+    if (!inside || first >= end) continue;
+    if (first != begin) {
+#pragma unroll
+      for (int j = 0; j < kPast; ++j) {
+#pragma unroll
+        for (int i = 0; i < kVec; ++i) past[j][i] = inputs[j][i];
+      }
+    }
+#pragma unroll
+    for (int r = 0; r < kRun; ++r) {
+      if (first + r >= end) break;
+      float y[kVec];
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        const float x = now[r][i];
+        float sum = bias[i];
+#pragma unroll
+        for (int j = kTileWidth - 1; j > 0; --j) {
+          if (j < p.width) sum = fmaf(taps[j][i], past[j - 1][i], sum);
+        }
+        sum = fmaf(taps[0][i], x, sum);
+#pragma unroll
+        for (int j = kPast - 1; j > 0; --j) past[j][i] = past[j - 1][i];
+        past[0][i] = x;
+        y[i] = slot < 0 ? 0.0f : p.silu ? SiluFor<T>(sum) : sum;
+      }
+      *reinterpret_cast<uint4*>(p.out + (first + r) * p.out_stride + channel) =
+          Piece<T>::Of(y).bits;
+    }
+    if (first + kRun < end || slot < 0) continue;
+#pragma unroll
+    for (int j = 0; j < kPast; ++j) {
+      if (j >= p.width - 1) continue;
+#pragma unroll
+      for (int i = 0; i < kVec; ++i) {
+        StoreWindow(window, (p.width - 2 - j) * p.channels + channel + i, p.window_bf16,
+                    past[j][i]);
+      }
+    }
+  }
+}
+
+template <typename T>
+bool WidePieces(const ConvParams<T>& p) {
+  constexpr int64_t kVec = Piece<T>::kCount;
+  return (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out)) % 16 == 0 &&
+         (p.x_stride | p.out_stride | p.channels) % kVec == 0;
+}
+
+template <typename T>
+void LaunchConv(const ConvParams<T>& p, int64_t tokens, int64_t sequences, Stream stream) {
+  const auto rows = static_cast<unsigned>(sequences);
+  if (tokens < 8 * sequences || p.width > kTileWidth || !WidePieces(p)) {
+    const dim3 grid(static_cast<unsigned>(CeilDiv(p.channels, 128)), rows);
+    Launch("short_conv", stream, WalkRuns<T>, grid, dim3(128), {}, p);
+    return;
+  }
+  // Strips of whole lines, narrower where there would be fewer than multiprocessors.
+  const int64_t pieces = p.channels / Piece<T>::kCount;
+  int lanes = 8;
+  while (lanes > 2 && CeilDiv(pieces, lanes) * sequences < cuda::Device().multiprocessors * 3 / 4) {
+    lanes /= 2;
+  }
+  const dim3 grid(static_cast<unsigned>(CeilDiv(pieces, lanes)), rows);
+  LaunchOptions options;
+  options.shared_bytes = 3 * kTileThreads * (kTileWidth - 1) * sizeof(Piece<T>);
+  Launch("short_conv", stream, Tiles<T>, grid, dim3(kTileThreads), options, p, lanes);
 }
 
 }  // namespace
@@ -113,9 +290,7 @@ void ShortConv(const ShortConvArgs& args, Stream stream) {
     p.fresh = args.fresh.data<uint8_t>();
     p.state = static_cast<char*>(args.state);
     p.slot_stride_bytes = args.slot_stride_bytes;
-    const dim3 grid(static_cast<unsigned>(CeilDiv(channels, 128)),
-                    static_cast<unsigned>(sequences));
-    Launch("short_conv", stream, WalkRuns<T>, grid, dim3(128), {}, p);
+    LaunchConv(p, tokens, sequences, stream);
   });
 }
 

@@ -54,9 +54,18 @@ std::vector<Case> Cases() {
       {"delta", none, delta, 3, 3, 3, 3, 1, 24, 20, kRagged},
       {"gdn", scalar, delta, 4, 2, 2, 4, 1, 64, 80, kRagged},
       {"gdn_128", scalar, delta, 2, 2, 2, 2, 1, 128, 128, {130, 2, 64}},
+      {"gdn_64", scalar, delta, 4, 2, 2, 4, 1, 64, 64, {5, 0, 1, 3, 2, 1}},
+      {"gla_64_by_128", vector, add, 6, 6, 2, 2, 2, 64, 128, {5, 0, 1, 3, 2, 1}},
+      {"retnet_128_by_256", scalar, add, 2, 2, 2, 2, 1, 128, 256, {5, 1, 3}, Gate::kFixed},
+      {"kda_256_by_64", vector, delta, 4, 2, 1, 4, 2, 256, 64, {5, 0, 1, 3, 2, 1}},
+      {"delta_256", none, delta, 2, 2, 2, 2, 1, 256, 256, {3, 2}},
       {"gdn_tall", scalar, delta, 1, 1, 1, 1, 1, 100, 512, {90}},
       {"kda", vector, delta, 4, 2, 2, 4, 4, 36, 48, kRagged},
       {"kda_wide", vector, delta, 1, 1, 1, 1, 1, 256, 20, {81}},
+      {"kda_128", vector, delta, 4, 2, 2, 4, 4, 128, 128, kRagged},
+      {"gla_128", vector, add, 4, 4, 2, 2, 2, 128, 128, kRagged},
+      {"kda_128_long", vector, delta, 1, 1, 1, 1, 1, 128, 128, {300}},
+      {"gla_128_long", vector, add, 1, 1, 1, 1, 1, 128, 128, {300}},
       {"tiny", vector, delta, 1, 1, 1, 1, 1, 1, 1, {40, 3}},
       {"one_value", scalar, delta, 2, 1, 1, 2, 1, 7, 1, {40, 3}},
   };
@@ -75,6 +84,11 @@ std::vector<Case> Cases() {
                          decay, update, 2, 2, 1, 2, 1, 36, 24, some, gate});
       }
     }
+    // The dims that have kernels of their own.
+    for (Update update : {add, delta}) {
+      cases.push_back({std::string("gate_") + name + (update == add ? "_gla_128" : "_kda_128"),
+                       vector, update, 1, 1, 1, 1, 1, 128, 128, some, gate});
+    }
   }
   for (auto [name, betas] : {std::pair{"zero", Betas::kZero},
                              {"one", Betas::kOne},
@@ -89,6 +103,10 @@ std::vector<Case> Cases() {
         const char* prefix = decay == none ? "delta_" : decay == scalar ? "gdn_" : "kda_";
         cases.push_back({std::string(prefix) + "beta_" + name + "_keys_" + keys_name, decay, delta,
                          2, 2, 2, 2, 2, 24, 20, some, Gate::kMild, betas, keys});
+      }
+      if (keys == Keys::kSame || keys == Keys::kSometimesZero) {
+        cases.push_back({std::string("kda_128_beta_") + name + "_keys_" + keys_name, vector, delta,
+                         1, 1, 1, 1, 1, 128, 128, some, Gate::kZero, betas, keys});
       }
     }
   }
@@ -105,9 +123,13 @@ struct Problem {
   std::vector<int32_t> offsets, slots;
   std::vector<uint8_t> fresh;
   int64_t slot_stride = 0;  // floats
+  // Slots that are aligned for wide accesses where the dims are the usual ones, unaligned
+  // elsewhere.
+  int64_t pad() const { return c.K % 64 == 0 ? 8 : 7; }
+  int64_t gap() const { return c.K % 64 == 0 ? 8 : 3; }
 
   float* q() { return projection.data(); }
-  float* k() { return q() + c.heads_q * c.K + 3; }
+  float* k() { return q() + c.heads_q * c.K + gap(); }
   float* v() { return k() + c.heads_k * c.K; }
   int64_t all() const { return tokens + unowned; }
   float* State(int64_t slot, int head) {
@@ -121,7 +143,7 @@ struct Problem {
     a.scale = 1.0f / std::sqrt(static_cast<float>(c.K));
     a.heads = c.heads;
     const TensorView wide(projection.data(), {all(), row});
-    const int64_t qk = c.heads_q * c.K + 3;
+    const int64_t qk = c.heads_q * c.K + gap();
     a.q = wide.Columns(0, c.heads_q * c.K).Reshape({all(), c.heads_q, c.K});
     a.k = wide.Columns(qk, c.heads_k * c.K).Reshape({all(), c.heads_k, c.K});
     a.v = wide.Columns(qk + c.heads_k * c.K, c.heads_v * c.V).Reshape({all(), c.heads_v, c.V});
@@ -195,7 +217,7 @@ Problem MakeProblem(const Case& c, const Target& target = {}, uint32_t seed = 1)
   p.offsets = {0};
   for (int length : c.lengths) p.offsets.push_back(p.offsets.back() + length);
   p.tokens = p.offsets.back();
-  p.row = c.heads_q * c.K + 3 + c.heads_k * c.K + c.heads_v * c.V + 5;
+  p.row = c.heads_q * c.K + p.gap() + c.heads_k * c.K + c.heads_v * c.V + p.pad();
   p.projection.resize(p.all() * p.row);
   for (float& x : p.projection) x = normal(rng);
   FillKeys(p, rng);
@@ -218,14 +240,14 @@ Problem MakeProblem(const Case& c, const Target& target = {}, uint32_t seed = 1)
   }
   p.out.assign(p.all() * c.heads * c.V, kNan);
   const int sequences = static_cast<int>(c.lengths.size());
-  p.slot_stride = int64_t{c.heads} * c.K * c.V + 7;
+  p.slot_stride = int64_t{c.heads} * c.K * c.V + p.pad();
   p.pool.resize((sequences + 2) * p.slot_stride);
   for (float& x : p.pool) x = normal(rng);
   for (int s = 0; s < sequences; ++s) {
     p.slots.push_back(s == 4 ? -1 : (sequences - s));  // slots 0 and sequences + 1 are nobody's
     p.fresh.push_back(s % 3 == 0);
     if (s % 3 == 0) {  // a fresh slot may hold anything
-      std::fill_n(p.pool.begin() + (sequences - s) * p.slot_stride, p.slot_stride - 7, kNan);
+      std::fill_n(p.pool.begin() + (sequences - s) * p.slot_stride, p.slot_stride - p.pad(), kNan);
     }
   }
   return p;
