@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "kernels/cuda/chunk.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -237,11 +238,15 @@ void RecurrenceChunk(const RecurrenceArgs& args, Stream stream) {
       << args.q.ToString() << " " << args.k.ToString() << " " << args.v.ToString() << " "
       << args.out.ToString();
   if (args.slots.size(0) == 0 || args.q.size(0) == 0) return;
-  AnyChunk(args, stream);
+  if (VectorChunkSupported(args)) {
+    VectorChunk(args, stream);
+  } else {
+    AnyChunk(args, stream);
+  }
 }
 
-int64_t RecurrenceChunkScratchBytes(const RecurrenceArgs& /*args*/, int64_t /*tokens*/,
-                                    int64_t /*sequences*/) {
+int64_t RecurrenceChunkScratchBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences) {
+  if (VectorChunkSupported(args)) return VectorChunkScratchBytes(args, tokens, sequences);
   return 0;
 }
 
