@@ -17,7 +17,7 @@
 set -uo pipefail
 
 root=$(cd "$(dirname "$0")/.." && pwd)
-folder="" out="" shapes="" jobs=6 device=cuda parts=()
+folder="" out="" shapes="" jobs=12 device=cuda parts=()
 while [ $# -gt 0 ]; do
   case $1 in
     --folder) folder=$2; shift 2 ;;
@@ -173,7 +173,14 @@ part_check() {
 
 part_kernels() {
   capture kernels - kernels.jsonl 90 "$weir" bench kernels --device "$device" || return
-  row kernels - ok "$(grep -c '"op"' "$out/kernels.jsonl") lines in $out/kernels.jsonl"
+  local line name
+  while read -r line; do
+    name=$(echo "$line" | sed -E 's/^\{//; s/,"(device|skipped)".*//; s/"(op|variant)":"([^"]*)"/\2/g; s/"([a-z_]+)":/\1=/g; s/,/ /g')
+    case $line in
+      *'"skipped"'*) row kernels "$name" skipped "$(echo "$line" | word skipped)" ;;
+      *'"op"'*) row kernels "$name" ok "$(echo "$line" | brief us) us, $(echo "$line" | sed 's/percent_of_read_rate/percent_of_copy_rate/' | brief percent_of_copy_rate) % of the copy rate, $(echo "$line" | brief percent_of_matrix_rate) % of the matrix rate" ;;
+    esac
+  done < "$out/kernels.jsonl"
 }
 
 step_rows() {  # name of the shape, file of JSON lines
