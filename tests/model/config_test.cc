@@ -76,6 +76,7 @@ absl::Status Describe(const std::string& config) {
   const std::string folder = MakeFolder("config");
   WriteText(folder + "/config.json", config);
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   return DescribeModel(folder, options).status();
 }

@@ -41,6 +41,7 @@ class ExecutorTest : public testing::Test {
   void SetUp() override {
     static const std::string folder = WriteModel("executor", kConfig);
     LoadOptions options;
+    options.device = DeviceChoice::kCpu;
     options.dtype = ComputeDType::kF32;
     options.slots = 6;
     options.pages = 60;
@@ -324,6 +325,7 @@ TEST(ExecutorTypes, Bf16WeightsAndF16Checkpoints) {
   std::vector<std::vector<float>> logits;
   for (const ComputeDType dtype : {ComputeDType::kF32, ComputeDType::kAuto}) {
     LoadOptions options;
+    options.device = DeviceChoice::kCpu;
     options.dtype = dtype;
     options.slots = 2;
     options.pages = 20;
@@ -372,6 +374,7 @@ TEST(ExecutorTypes, OddShapes) {
         R"("embedding_multiplier": 3, "logits_multiplier": 0.5, "tie_word_embeddings": true,)",
         R"("residual_multiplier": 0.7, "layers": [)", layer, ",", layer, "]}");
     LoadOptions options;
+    options.device = DeviceChoice::kCpu;
     options.slots = 3;
     options.pages = 300;
     options.page_tokens = 1;
@@ -394,6 +397,7 @@ TEST(ExecutorTypes, RandomWeightsAreTheSameEveryTime) {
   const std::string file = MakeFolder("random") + "/shape.json";
   WriteText(file, kConfig);
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   options.slots = 2;
   options.pages = 20;

@@ -45,6 +45,7 @@ TEST(Load, NamesFoldersThatAreNone) {
               HasSubstr("neither model.safetensors nor"));
   WriteText(folder + "/generation_config.json", "{\"eos_token_id\": [3, \"x\"]}");
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   EXPECT_THAT(std::string(LoadModel(folder, options).status().message()),
               HasSubstr("generation_config.json: eos_token_id holds \"x\""));
@@ -68,12 +69,14 @@ TEST(Load, DescribesWithoutWeights) {
   EXPECT_EQ(info->layout.page_bytes, 16 * 2 * 24 * 2);
   EXPECT_EQ(info->layout.KvBytesPerToken(), 96);
   LoadOptions f32;
+  f32.device = DeviceChoice::kCpu;
   f32.dtype = ComputeDType::kF32;
   EXPECT_EQ(DescribeModel(folder, f32)->layout.KvBytesPerToken(), 192);
 }
 
 TEST(Load, ReportsProgressToTheEnd) {
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   int64_t last = 0, total = 0;
   int tensors = 0;
   options.progress = [&](int64_t done, int64_t of, int count) {
@@ -92,6 +95,7 @@ TEST(Load, ReportsProgressToTheEnd) {
 
 TEST(Load, RefusesOptionsOutOfRange) {
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   const std::string folder = MakeFolder("options");
   WriteText(folder + "/config.json", kConfig);
@@ -106,6 +110,7 @@ TEST(Load, RefusesOptionsOutOfRange) {
 
 TEST(Load, RefusesACacheBeyondMemory) {
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.pages = INT32_MAX;
   options.slots = 2;
   const absl::Status status = LoadModel(WriteModel("beyond", kConfig), options).status();
@@ -118,6 +123,7 @@ TEST(Load, RandomWeightsNeedOnlyAConfigFile) {
   WriteText(file, kConfig);
   EXPECT_EQ(LoadModel(file, {}).status().code(), absl::StatusCode::kNotFound);
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   auto model = LoadModel(file, options);
   ASSERT_TRUE(model.ok()) << model.status();
@@ -128,6 +134,7 @@ TEST(CacheSize, SharesTheBudget) {
   cache::StateLayout layout;
   layout.slot_bytes = 1000;
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.max_step_sequences = 8;
   EXPECT_EQ(ChooseCacheSize(layout, options, 100, 5500)->slots, 5);
   EXPECT_EQ(ChooseCacheSize(layout, options, 100, 1 << 30)->slots, 32);
@@ -157,6 +164,7 @@ TEST(Cost, OfAKnownShape) {
     "linear_num_key_heads": 16, "linear_num_value_heads": 16, "linear_key_head_dim": 128,
     "linear_value_head_dim": 128, "dtype": "bfloat16"})");
   LoadOptions options;
+  options.device = DeviceChoice::kCpu;
   options.random_weights = true;
   auto info = DescribeModel(file, options);
   ASSERT_TRUE(info.ok()) << info.status();
