@@ -40,6 +40,7 @@ struct Options {
   std::string dtype = "auto";
   std::string device = "auto";
   bool full_attention = false;
+  bool no_graphs = false;
   bool fill = false;
   int threads = 0;
   int chunk_tokens = 0;
@@ -281,6 +282,7 @@ absl::StatusOr<model::LoadOptions> MakeLoadOptions(const Options& options) {
   load.threads = options.threads;
   load.random_weights = !options.shape.empty();
   load.full_attention = options.full_attention;
+  load.graphs = !options.no_graphs;
   load.max_step_tokens = options.chunk_tokens;
   if (options.fill) {
     load.max_step_sequences = kMostFilling;
@@ -361,6 +363,8 @@ void AddBenchStep(CLI::App* bench, int* exit_code) {
   step->add_option("--device", options->device, "auto, cpu or cuda")->capture_default_str();
   step->add_flag("--full-attention", options->full_attention,
                  "With --shape: the same shape with full attention in every layer");
+  step->add_flag("--no-graphs", options->no_graphs,
+                 "GPU: enqueue decode steps kernel by kernel, for profilers");
   step->add_flag("--fill", options->fill, "As many sequences as the memory holds, not --batch");
   step->add_option("--dtype", options->dtype, "auto, f32 or bf16")->capture_default_str();
   step->add_option("--threads", options->threads, "Threads; 0: all usable cores")
