@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "core/cuda/runtime.h"
 #include "core/thread_pool.h"
 #include "model/decoder.h"
@@ -294,6 +295,14 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadOnGpu(ModelFolder folder,
   ASSIGN_OR_RETURN(std::unique_ptr<scheduler::Executor> made,
                    MakeGpuExecutor(decoder.get(), executor, stream, &memory));
   info.workspace_bytes = memory.workspace();
+  const std::vector<int> sizes = GraphSizes(executor.limits.max_step_sequences);
+  info.choices.push_back(
+      options.graphs && !decoder->has_routed_layers()
+          ? absl::StrCat("decode steps are graphs of ", absl::StrJoin(sizes, ", "), " sequences")
+          : "decode steps are enqueued kernel by kernel");
+  info.choices.push_back(absl::StrCat("a step takes up to ", executor.limits.max_step_tokens,
+                                      " tokens; matrix products measured at ",
+                                      absl::StrJoin(TunedRows(executor), ", "), " rows"));
   info.graph_bytes = memory.graphs;
   cuda::SealAllocations(true);
   return std::make_unique<GpuModel>(std::move(info), std::move(pool), std::move(owned),

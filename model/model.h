@@ -34,7 +34,9 @@ struct ModelInfo {
   bool on_gpu = false;
   std::string device;        // "cpu", or the GPU's name
   int64_t device_bytes = 0;  // GPU: its memory
-  int64_t graph_bytes = 0;   // GPU: captured graphs and loaded kernels
+  // GPU: what was chosen at load, a sentence each, for people.
+  std::vector<std::string> choices;
+  int64_t graph_bytes = 0;  // GPU: captured graphs and loaded kernels
   cache::StateLayout layout;
   std::vector<int32_t> bos_ids, eos_ids;     // of config.json and generation_config.json
   std::vector<std::string> skipped_tensors;  // in the checkpoint and deliberately not served

@@ -42,6 +42,7 @@ void PrintMemory(const model::ModelInfo& info, const ServedModel& served) {
   if (info.on_gpu) {
     Row("device", absl::StrCat(info.device, ", ", FormatBytes(info.device_bytes), "; graphs ",
                                FormatBytes(info.graph_bytes)));
+    for (const std::string& choice : info.choices) Row("", choice);
   }
   Row("state",
       absl::StrCat(FormatBytes(limits.layout.slot_bytes), " per sequence, ", limits.cache.slots,
