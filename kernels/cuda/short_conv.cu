@@ -3,6 +3,8 @@
 // inputs in registers. Longer runs: a block owns a strip of channels of a sequence and goes down
 // it in tiles; a thread owns kRun tokens x 16 bytes of the tile and hands its last inputs to the
 // next thread through shared memory, while the next tile is on its way into registers.
+#include <type_traits>
+
 #include "core/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -12,11 +14,14 @@ namespace {
 
 constexpr int kMaxWidth = 8;
 
-// A rounding to bf16 hides what the quick division loses.
+// A rounding to bf16 hides what the quick reciprocal loses; denormals may as well be zeros.
 template <typename T>
 __device__ __forceinline__ float SiluFor(float x) {
   if constexpr (sizeof(T) == 2) {
-    return __fdividef(x, 1.0f + __expf(-x));
+    float power, inverse;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -1.4426950408889634f));
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(inverse) : "f"(1.0f + power));
+    return x * inverse;
   } else {
     return Silu(x);
   }
@@ -97,39 +102,42 @@ __global__ void __launch_bounds__(128) WalkRuns(const ConvParams<T> p) {
   }
 }
 
-constexpr int kRun = 4;  // tokens of a thread in a tile
-constexpr int kTileThreads = 512;
+constexpr int kRun = 8;  // tokens of a thread in a tile
+constexpr int kTileThreads = 256;
 constexpr int kTileWidth = 4;  // taps that fit in the registers of the tile kernel
+constexpr int kVec = 4;        // channels of a thread
 
-// 16 bytes of activations.
+// Four activations.
 template <typename T>
 struct Piece {
-  static constexpr int kCount = 16 / sizeof(T);
-  uint4 bits;
+  std::conditional_t<sizeof(T) == 2, uint2, uint4> bits;
   __device__ __forceinline__ float operator[](int i) const {
-    if constexpr (kCount == 4) {
+    if constexpr (sizeof(T) == 4) {
       return __uint_as_float(i == 0 ? bits.x : i == 1 ? bits.y : i == 2 ? bits.z : bits.w);
     } else {
-      const uint32_t pair = i / 2 == 0   ? bits.x
-                            : i / 2 == 1 ? bits.y
-                            : i / 2 == 2 ? bits.z
-                                         : bits.w;
+      const uint32_t pair = i < 2 ? bits.x : bits.y;
       return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
     }
   }
-  __device__ static Piece Of(const float (&y)[kCount]) {
+  __device__ __forceinline__ static Piece Of(const float (&y)[kVec]) {
     Piece piece;
-    T* values = reinterpret_cast<T*>(&piece.bits);
-#pragma unroll
-    for (int i = 0; i < kCount; ++i) Store(values + i, y[i]);
+    if constexpr (sizeof(T) == 4) {
+      piece.bits = make_uint4(__float_as_uint(y[0]), __float_as_uint(y[1]), __float_as_uint(y[2]),
+                              __float_as_uint(y[3]));
+    } else {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(y[0], y[1]);
+      const __nv_bfloat162 high = __floats2bfloat162_rn(y[2], y[3]);
+      piece.bits = make_uint2(*reinterpret_cast<const uint32_t*>(&low),
+                              *reinterpret_cast<const uint32_t*>(&high));
+    }
     return piece;
   }
 };
 
 // grid: strips x sequences; a strip is `lanes` pieces of channels.
 template <typename T>
-__global__ void __launch_bounds__(kTileThreads) Tiles(const ConvParams<T> p, int lanes) {
-  constexpr int kVec = Piece<T>::kCount, kPast = kTileWidth - 1;
+__global__ void __launch_bounds__(kTileThreads, 2) Tiles(const ConvParams<T> p, int lanes) {
+  constexpr int kPast = kTileWidth - 1;
   // A thread's last inputs, newest first. Three tiles' worth: some threads may write the next
   // tile's while others still read this one's and the one's before.
   extern __shared__ __align__(16) char memory[];
@@ -160,7 +168,7 @@ __global__ void __launch_bounds__(kTileThreads) Tiles(const ConvParams<T> p, int
     for (int r = 0; r < kRun; ++r) {
       next[r].bits = {};
       if (inside && first + r < end && slot >= 0) {
-        next[r].bits = *reinterpret_cast<const uint4*>(p.x + (first + r) * p.x_stride + channel);
+        next[r] = *reinterpret_cast<const Piece<T>*>(p.x + (first + r) * p.x_stride + channel);
       }
     }
   };
@@ -218,8 +226,7 @@ __global__ void __launch_bounds__(kTileThreads) Tiles(const ConvParams<T> p, int
         past[0][i] = x;
         y[i] = slot < 0 ? 0.0f : p.silu ? SiluFor<T>(sum) : sum;
       }
-      *reinterpret_cast<uint4*>(p.out + (first + r) * p.out_stride + channel) =
-          Piece<T>::Of(y).bits;
+      *reinterpret_cast<Piece<T>*>(p.out + (first + r) * p.out_stride + channel) = Piece<T>::Of(y);
     }
     if (first + kRun < end || slot < 0) continue;
 #pragma unroll
@@ -236,7 +243,6 @@ __global__ void __launch_bounds__(kTileThreads) Tiles(const ConvParams<T> p, int
 
 template <typename T>
 bool WidePieces(const ConvParams<T>& p) {
-  constexpr int64_t kVec = Piece<T>::kCount;
   return (reinterpret_cast<uintptr_t>(p.x) | reinterpret_cast<uintptr_t>(p.out)) % 16 == 0 &&
          (p.x_stride | p.out_stride | p.channels) % kVec == 0;
 }
@@ -249,10 +255,12 @@ void LaunchConv(const ConvParams<T>& p, int64_t tokens, int64_t sequences, Strea
     Launch("short_conv", stream, WalkRuns<T>, grid, dim3(128), {}, p);
     return;
   }
-  // Strips of whole lines, narrower where there would be fewer than multiprocessors.
-  const int64_t pieces = p.channels / Piece<T>::kCount;
-  int lanes = 8;
-  while (lanes > 2 && CeilDiv(pieces, lanes) * sequences < cuda::Device().multiprocessors * 3 / 4) {
+  // Strips are wide where runs are too short for the tiles of narrow ones, and narrow where there
+  // would be fewer blocks than find room.
+  const int64_t pieces = p.channels / kVec, run = tokens / sequences;
+  int lanes = 32;
+  while (lanes > 8 && run >= int64_t{2} * kTileThreads / lanes * kRun) lanes /= 2;
+  while (lanes > 4 && CeilDiv(pieces, lanes) * sequences < cuda::Device().multiprocessors) {
     lanes /= 2;
   }
   const dim3 grid(static_cast<unsigned>(CeilDiv(pieces, lanes)), rows);
