@@ -1,4 +1,4 @@
-// Several neighbouring elements at a time, in 16-byte accesses, and sums over teams of threads.
+// Several neighbouring elements at a time.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +8,9 @@
 
 namespace weir::kernels::gpu {
 
-// N elements of an activation, as floats. N == 1 asks for nothing; N == 8 for 16-byte alignment.
+// N elements of an activation, as floats. N > 1 asks for addresses that are multiples of what is
+// moved: 16 bytes, or 8 for four bf16. Lanes should stand side by side: so 4 where f32 takes part
+// in an op, 8 where all is bf16.
 template <int N>
 __device__ __forceinline__ void LoadN(const float* p, float (&x)[N]) {
   if constexpr (N == 1) {
@@ -26,11 +28,17 @@ __device__ __forceinline__ void LoadN(const bf16* p, float (&x)[N]) {
   if constexpr (N == 1) {
     x[0] = __bfloat162float(*p);
   } else {
-    static_assert(N == 8);
-    const uint4 v = *reinterpret_cast<const uint4*>(p);
-    const uint32_t words[4] = {v.x, v.y, v.z, v.w};
+    static_assert(N == 4 || N == 8);
+    uint32_t words[N / 2];
+    if constexpr (N == 8) {
+      const uint4 v = *reinterpret_cast<const uint4*>(p);
+      words[0] = v.x, words[1] = v.y, words[2] = v.z, words[3] = v.w;
+    } else {
+      const uint2 v = *reinterpret_cast<const uint2*>(p);
+      words[0] = v.x, words[1] = v.y;
+    }
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < N / 2; ++i) {
       x[2 * i] = __uint_as_float(words[i] << 16);
       x[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
     }
@@ -52,14 +60,18 @@ __device__ __forceinline__ void StoreN(bf16* p, const float (&x)[N]) {
   if constexpr (N == 1) {
     *p = __float2bfloat16_rn(x[0]);
   } else {
-    static_assert(N == 8);
-    uint32_t words[4];
+    static_assert(N == 4 || N == 8);
+    uint32_t words[N / 2];
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
+    for (int i = 0; i < N / 2; ++i) {
       const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
       words[i] = *reinterpret_cast<const uint32_t*>(&pair);
     }
-    *reinterpret_cast<uint4*>(p) = make_uint4(words[0], words[1], words[2], words[3]);
+    if constexpr (N == 8) {
+      *reinterpret_cast<uint4*>(p) = make_uint4(words[0], words[1], words[2], words[3]);
+    } else {
+      *reinterpret_cast<uint2*>(p) = make_uint2(words[0], words[1]);
+    }
   }
 }
 
@@ -86,10 +98,11 @@ __device__ __forceinline__ float SigmoidFor(float x) {
 inline int64_t RowWidth(const TensorView& x) {
   return x.size(0) == 0 ? 0 : x.num_elements() / x.size(0);
 }
-// Whether rows begin where 8 elements can be moved in 16-byte accesses. Undefined views may.
+// Whether rows begin where LoadN and StoreN need them to. Undefined views do. A single row is judged as
+// one of many: it is to be summed in the same order.
 inline bool RowsAligned(const TensorView& x) {
   return !x.defined() || (reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0 &&
-                          (x.size(0) <= 1 || x.row_stride() * DTypeSize(x.dtype()) % 16 == 0));
+                          x.row_stride() * DTypeSize(x.dtype()) % 16 == 0);
 }
 
 template <typename T>
