@@ -102,7 +102,7 @@ inline int64_t RowWidth(const TensorView& x) {
 // one of many: it is to be summed in the same order.
 inline bool RowsAligned(const TensorView& x) {
   return !x.defined() || (reinterpret_cast<uintptr_t>(x.raw()) % 16 == 0 &&
-                          x.row_stride() * DTypeSize(x.dtype()) % 16 == 0);
+                          (x.rank() == 1 || x.row_stride() * DTypeSize(x.dtype()) % 16 == 0));
 }
 
 template <typename T>
