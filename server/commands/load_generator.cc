@@ -55,7 +55,8 @@ struct Call {
   enum class State : unsigned char { kStarting, kReading, kFinishing, kBackingOff };
 
   Worker* worker = nullptr;
-  State state = State::kStarting;
+  // Released once the sender has filled the rest in; the worker's thread has it from then on.
+  std::atomic<State> state = State::kStarting;
   grpc::ClientContext context;
   grpc::Alarm alarm;
   v1::GenerateEvent event;
@@ -161,6 +162,7 @@ void Generator::Send(int64_t index, Worker* worker, Clock::time_point due) {
     if (stop_) call->context.TryCancel();  // taken just before the end
   }
   call->reader = stubs_[stub]->PrepareAsyncGenerate(&call->context, request, &worker->queue);
+  call->state.store(Call::State::kStarting, std::memory_order_release);
   call->reader->StartCall(call);
 }
 
@@ -174,7 +176,7 @@ void Generator::Serve(Worker* worker) {
 }
 
 bool Generator::Advance(Call* call, bool ok) {
-  switch (call->state) {
+  switch (call->state.load(std::memory_order_acquire)) {
     case Call::State::kReading:
       if (ok) TakeEvent(call, Clock::now());
       [[fallthrough]];

@@ -69,7 +69,9 @@ TEST_F(BenchServeTest, AnOpenLoopArrivesByItself) {
                                   "--prompt-tokens", "10", "--output-tokens", "4"}));
   EXPECT_EQ(line["loop"], "open");
   EXPECT_EQ(line["sent"], 30);
-  EXPECT_EQ(line["completed"], 30);
+  // Arrivals do not wait for the server: a slow one refuses what its queue cannot hold.
+  EXPECT_EQ(line["completed"].get<int>() + line["errors"].value("RESOURCE_EXHAUSTED", 0), 30);
+  EXPECT_GE(line["completed"], 8);
   // The arrivals of a seed are fixed: 30 gaps of 25 ms at the mean.
   EXPECT_GT(line["seconds"], 0.4);
   EXPECT_LT(line["seconds"], 3.0);
