@@ -1,12 +1,17 @@
 // MatMul on CUDA: checks, and the choice of the kernel.
 #include "kernels/matmul.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/ops.h"
 
 namespace weir::kernels::gpu {
 namespace {
+
+// A matrix of so many rows is a head, whose products are f32.
+constexpr int64_t kLogits = 65536;
 
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 
@@ -33,6 +38,19 @@ Product MakeProduct(const TensorView& x, const PackedMatrix& weight, const Tenso
   return product;
 }
 
+// One block for every multiprocessor, in whole clusters, where a block's registers hold its rows.
+StreamPlan PlanOf(const Product& p) {
+  StreamPlan plan;
+  const int64_t halves = p.gated ? 2 : 1;
+  const int64_t blocks = std::max(4, cuda::Device().multiprocessors / 4 * 4 - 4);
+  const int64_t rows = ((p.out / halves + blocks - 1) / blocks + 7) / 8 * 8;
+  plan.block_rows = static_cast<int>(rows * halves <= 192 ? rows * halves : 128);
+  plan.chains = plan.block_rows <= 64 ? 4 : plan.block_rows <= 128 ? 2 : 1;
+  plan.panels = plan.block_rows <= 64 ? 2 : 1;
+  plan.cluster = p.rows > 16 ? 4 : 1;
+  return plan;
+}
+
 }  // namespace
 
 void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y,
@@ -40,17 +58,46 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
   const Product product = MakeProduct(x, weight, bias, y);
   WEIR_CHECK(y.size(1) == weight.out()) << y.ToString() << ", out " << weight.out();
   if (product.rows == 0) return;
+  if (product.rows <= kStreamRows) {
+    if (!StreamMatMulServes(product)) return FewRowsMatMul(product, stream);
+    return StreamMatMul(product, PlanOf(product), stream);
+  }
+  if (LibraryMatMul(product, stream)) return;
   PlainMatMul(product, stream);
 }
 
 void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
                  TensorView both, TensorView y, Stream stream) {
   const int64_t n = y.size(1);
-  if (x.size(0) == 0) return;
+  Product product = MakeProduct(x, weight, bias, y);
+  WEIR_CHECK(weight.out() == 2 * n && both.size(1) == 2 * n && both.size(0) == x.size(0))
+      << y.ToString() << ", " << both.ToString();
+  if (product.rows == 0) return;
+  product.gated = true;
+  product.activation = activation;
+  if (product.rows <= kStreamRows && StreamMatMulServes(product)) {
+    return StreamMatMul(product, PlanOf(product), stream);
+  }
   gpu::MatMul(x, weight, bias, both, stream);
   gpu::GateMultiply(both.Columns(0, n), both.Columns(n, n), activation, y, stream);
 }
 
-void TuneMatMul(const PackedMatrix&, absl::Span<const int64_t>, Stream) {}
+void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream) {
+  int64_t most = 0;
+  for (const int64_t count : rows) most = std::max(most, count);
+  if (most <= kStreamRows) return;
+  // Random numbers: how fast a GPU runs depends on what it multiplies.
+  const DType type = weight.compute();
+  const absl::StatusOr<PackedMatrix> x = RandomMatrix(most, weight.in(), type, 1, 1.0f, stream);
+  const DType y_type = weight.out() >= kLogits ? DType::kF32 : type;
+  absl::StatusOr<Buffer> y = cuda::AllocateDevice(
+      static_cast<size_t>(most * weight.out() * DTypeSize(y_type)), "measuring matrix products");
+  if (!x.ok() || !y.ok()) return;  // the library's heuristic it is
+  for (const int64_t count : rows) {
+    if (count <= kStreamRows) continue;
+    const TensorView out(y->data(), y_type, {count, weight.out()});
+    TuneLibrary(MakeProduct(x->table().Rows(0, count), weight, TensorView(), out), stream);
+  }
+}
 
 }  // namespace weir::kernels::gpu

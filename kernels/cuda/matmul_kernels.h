@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "core/dtype.h"
+#include "core/status.h"
 #include "core/stream.h"
 #include "kernels/matmul.h"
 
@@ -24,7 +25,35 @@ struct Product {
   Activation activation = Activation::kNone;
 };
 
+// How the streaming kernel goes about it. A row of y has the same bits at every number of rows as
+// long as `chains` and `panels` stay the same.
+struct StreamPlan {
+  int block_rows = 64;  // rows of W of a block, a multiple of 8 (gated: of 16), at most 192
+  int chains = 1;       // sums along `in` made side by side; a chain for every 64 rows, 4 in all
+  int panels = 1;       // columns of a stage, in units of 64; stages go to the chains in turn
+  int cluster = 1;      // blocks that fetch x together: 1, 2 or 4, 8 rows of x each at least
+  int ring_bytes = 200 * 1024;  // copies under way, per block
+};
+inline constexpr int64_t kMaxStreamRows = 128;
+// Whether the streaming kernel takes it: bf16, rows that start on 16 bytes, up to kMaxStreamRows,
+// on compute capability 9.0.
+bool StreamMatMulServes(const Product& product);
+void StreamMatMul(const Product& product, const StreamPlan& plan, Stream stream);
+
+// cuBLASLt. Takes its workspace, once; nothing where the library is not found.
+absl::Status ReserveLibrary();
+// False where it does not serve: no library or no workspace, types it does not mix.
+bool LibraryMatMul(const Product& product, Stream stream);
+// Measures the library's candidates on this product's memory and keeps the best for its shape.
+// Milliseconds of the best; 0 where there is none.
+double TuneLibrary(const Product& product, Stream stream);
+
+// Up to kStreamRows rows of any types and sizes, at memory speed for one or few. Not gated.
+void FewRowsMatMul(const Product& product, Stream stream);
+
 // Any sizes and types. Each element is one chain of multiply-adds along `in`. Not gated.
 void PlainMatMul(const Product& product, Stream stream);
+// y += bias.
+void AddBias(const Product& product, Stream stream);
 
 }  // namespace weir::kernels::gpu

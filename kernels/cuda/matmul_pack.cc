@@ -19,6 +19,7 @@
 #include "core/check.h"
 #include "core/dtype.h"
 #include "core/thread_pool.h"
+#include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/ops.h"
 
 namespace weir::kernels::gpu {
@@ -194,6 +195,7 @@ absl::StatusOr<PackedMatrix> PackStacked(const TensorView* weights, int count, D
     out += w.size(0);
   }
   const int64_t element = DTypeSize(compute);
+  RETURN_IF_ERROR(ReserveLibrary());
   ASSIGN_OR_RETURN(Buffer data,
                    cuda::AllocateDevice(static_cast<size_t>(out * in * element), "a weight"));
   std::lock_guard lock(StagingMutex());

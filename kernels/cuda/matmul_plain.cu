@@ -24,8 +24,8 @@ __global__ __launch_bounds__(kThreads) void PlainKernel(Product p) {
   const int own_row = static_cast<int>(threadIdx.x) / (kTileOuts / kOwn) * kOwn;
   const int own_out = static_cast<int>(threadIdx.x) % (kTileOuts / kOwn);  // and every 16th after
 
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   float sum[kOwn][kOwn] = {};
   for (int64_t begin = 0; begin < p.in; begin += kTileDepth) {
     for (int i = static_cast<int>(threadIdx.x); i < kTileDepth * kTileRows; i += kThreads) {
@@ -67,6 +67,16 @@ __global__ __launch_bounds__(kThreads) void PlainKernel(Product p) {
   }
 }
 
+template <typename Y>
+__global__ void AddBiasKernel(Product p) {
+  PdlLaunchDependents();
+  PdlWait();
+  const int64_t out = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
+  if (out >= p.out) return;
+  Y* y = static_cast<Y*>(p.y) + static_cast<int64_t>(blockIdx.y) * p.y_stride + out;
+  Store(y, Load(y) + p.bias[out]);
+}
+
 }  // namespace
 
 void PlainMatMul(const Product& product, Stream stream) {
@@ -80,6 +90,15 @@ void PlainMatMul(const Product& product, Stream stream) {
                {}, product);
       });
     });
+  });
+}
+
+void AddBias(const Product& product, Stream stream) {
+  WEIR_CHECK(product.rows <= 65535) << product.rows << " rows";
+  const dim3 grid(static_cast<unsigned>(CeilDiv(product.out, kThreads)),
+                  static_cast<unsigned>(product.rows));
+  WithActivation(product.y_type, [&](auto y) {
+    Launch("MatMul's bias", stream, AddBiasKernel<decltype(y)>, grid, kThreads, {}, product);
   });
 }
 

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/matmul_kernels.h"
 #include "kernels/cuda/ops.h"
 
 namespace weir::kernels::gpu {
@@ -14,8 +15,8 @@ constexpr int64_t kBlocks = 4096;
 
 template <typename T>
 __global__ void RandomKernel(T* weights, int64_t count, uint32_t salt, float step) {
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < count;
        i += static_cast<int64_t>(gridDim.x) * kThreads) {
     // A 32-bit finaliser (MurmurHash3, Appleby, public domain) of the element's index.
@@ -33,6 +34,7 @@ absl::StatusOr<PackedMatrix> RandomMatrix(int64_t out, int64_t in, DType compute
                                           float stddev, Stream stream) {
   WEIR_CHECK(compute == DType::kF32 || compute == DType::kBF16) << DTypeName(compute);
   const int64_t count = out * in;
+  RETURN_IF_ERROR(ReserveLibrary());
   ASSIGN_OR_RETURN(Buffer data, cuda::AllocateDevice(
                                     static_cast<size_t>(count * DTypeSize(compute)), "a weight"));
   const auto salt = static_cast<uint32_t>(seed * 0x9E3779B97F4A7C15u >> 32);

@@ -2,11 +2,14 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <string>
 #include <vector>
 
 #include "core/tensor.h"
+#include "kernels/pointwise.h"
 #include "tests/kernels/dense_test_support.h"
+#include "tests/kernels/device_mirror.h"
 
 namespace weir::kernels {
 namespace {
@@ -88,19 +91,29 @@ struct Problem {
   TensorView X() { return TensorView(x.data(), {c.rows, x_stride}).Columns(0, c.in); }
   TensorView Bias() { return c.bias ? TensorView(bias.data(), {c.out}) : TensorView(); }
 
-  // All rows at once; the gaps between strided rows must stay poisoned.
-  std::vector<float> Run(const PackedMatrix& packed, Stream stream) {
-    std::vector<float> memory_of_y(c.rows * y_stride, kPoison);
-    MatMul(X(), packed, Bias(),
-           TensorView(memory_of_y.data(), {c.rows, y_stride}).Columns(0, c.out), stream);
-    std::vector<float> y(c.rows * c.out);
-    for (int64_t r = 0; r < c.rows; ++r) {
-      for (int64_t n = 0; n < c.out; ++n) y[r * c.out + n] = memory_of_y[r * y_stride + n];
-      for (int64_t n = c.out; n < y_stride; ++n) {
+  // Rows [first, first + rows) on the target; the gaps between strided rows must stay poisoned. On
+  // a GPU with bf16 activations x is rounded in place.
+  std::vector<float> Run(const Target& target, const PackedMatrix& packed, ThreadPool* pool,
+                         int64_t first, int64_t rows) {
+    DeviceMirror mirror(target.device, target.activations, pool);
+    std::vector<float> memory_of_y(rows * y_stride, kPoison);
+    const TensorView y = TensorView(memory_of_y.data(), {rows, y_stride}).Columns(0, c.out);
+    const TensorView all_x = mirror.Activation(X());
+    MatMul(all_x.Rows(first, rows), packed, mirror.Plain(Bias()), mirror.Activation(y),
+           mirror.stream());
+    mirror.Fetch();
+    std::vector<float> result(rows * c.out);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t n = 0; n < c.out; ++n) result[r * c.out + n] = memory_of_y[r * y_stride + n];
+      // After the last row of the view nothing is mirrored.
+      for (int64_t n = c.out; n < y_stride && r + 1 < rows; ++n) {
         EXPECT_TRUE(std::isnan(memory_of_y[r * y_stride + n])) << "wrote past row " << r;
       }
     }
-    return y;
+    return result;
+  }
+  std::vector<float> Run(const PackedMatrix& packed, Stream stream) {
+    return Run({}, packed, stream.pool, 0, c.rows);
   }
 
   Case c;
@@ -109,28 +122,67 @@ struct Problem {
   int64_t x_stride = 0, y_stride = 0;
 };
 
-TEST(MatMulTest, AgreesWithDoubleLoops) {
-  Threads threads(2);
+// Instruction sets of the CPU; a GPU has one way.
+std::vector<SimdLevel> LevelsOf(const Target& target) {
+  return target.device == Device::kCpu ? MachineLevels()
+                                       : std::vector<SimdLevel>{SimdLevel::kAvx512Bf16};
+}
+
+class MatMulOnTest : public ::testing::TestWithParam<Target> {
+ protected:
+  // Packed where the target is, and done.
+  PackedMatrix Pack(Problem* problem) {
+    DeviceMirror mirror(GetParam().device, GetParam().activations, &pool_);
+    PackedMatrix packed =
+        *PackedMatrix::Pack(problem->Weight(), problem->c.compute, mirror.stream());
+    mirror.Fetch();
+    return packed;
+  }
+
+  ThreadPool pool_{2};
+};
+INSTANTIATE_TEST_SUITE_P(Targets, MatMulOnTest, ::testing::ValuesIn(Targets()),
+                         [](const auto& target) { return target.param.name(); });
+#define WEIR_NEEDS_TARGET() \
+  if (GetParam().device == Device::kCuda) WEIR_NEEDS_GPU()
+
+// Element (row, column) of the product in doubles.
+struct Element {
+  double value = 0;
+  double terms = 0;    // the sum of the magnitudes of its terms
+  double rounded = 0;  // of what is rounded to y's type: before and after the bias is added
+};
+Element Expected(const Problem& problem, int64_t r, int64_t n) {
+  const Case& c = problem.c;
+  const double bias = c.bias ? problem.bias[n] : 0.0;
+  double sum = bias, magnitude = std::fabs(sum);
+  for (int64_t i = 0; i < c.in; ++i) {
+    const double term =
+        double{RoundTo(c.compute, problem.x[r * problem.x_stride + i])} * problem.w[n * c.in + i];
+    sum += term;
+    magnitude += std::fabs(term);
+  }
+  return {sum, magnitude, std::fabs(sum) + (c.bias ? std::fabs(sum - bias) : 0.0)};
+}
+
+TEST_P(MatMulOnTest, AgreesWithDoubleLoops) {
+  WEIR_NEEDS_TARGET();
   for (const Case& c : Cases()) {
     SCOPED_TRACE(Name(c));
     Problem problem(c);
-    PackedMatrix packed = *PackedMatrix::Pack(problem.Weight(), c.compute, threads.stream());
-    for (SimdLevel level : MachineLevels()) {
+    const PackedMatrix packed = Pack(&problem);
+    for (SimdLevel level : LevelsOf(GetParam())) {
       SCOPED_TRACE(SimdLevelName(level));
       AtLevel at(level);
-      const std::vector<float> y = problem.Run(packed, threads.stream());
+      const std::vector<float> y = problem.Run(GetParam(), packed, &pool_, 0, c.rows);
       for (int64_t r = 0; r < c.rows; ++r) {
         for (int64_t n = 0; n < c.out; ++n) {
-          double sum = c.bias ? problem.bias[n] : 0.0, magnitude = std::fabs(sum);
-          for (int64_t i = 0; i < c.in; ++i) {
-            const double term = double{RoundTo(c.compute, problem.x[r * problem.x_stride + i])} *
-                                problem.w[n * c.in + i];
-            sum += term;
-            magnitude += std::fabs(term);
-          }
+          const auto [sum, magnitude, rounded] = Expected(problem, r, n);
           // A chain of n multiply-adds rounds n times (2 n without FMA), each time at most kEps of
-          // a partial sum, which is at most the sum of magnitudes; the bias adds one more.
-          const double tolerance = (2.0 * c.in + 1) * kEps * magnitude;
+          // a partial sum, which is at most the sum of magnitudes; the bias adds one more, y's type
+          // another.
+          const double tolerance =
+              (2.0 * c.in + 1) * kEps * magnitude + ActivationEps(GetParam()) * rounded;
           ASSERT_NEAR(y[r * c.out + n], sum, tolerance) << "row " << r << " column " << n;
         }
       }
@@ -138,10 +190,36 @@ TEST(MatMulTest, AgreesWithDoubleLoops) {
   }
 }
 
-TEST(MatMulTest, ARowIsTheSameAloneInAnyBatchAndOnAnyNumberOfThreads) {
+TEST_P(MatMulOnTest, ARowIsTheSameAloneAndInAnyBatch) {
+  WEIR_NEEDS_TARGET();
+  const bool gpu = GetParam().device == Device::kCuda;
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    // The last: several blocks of depth; on the GPU, several blocks of threads share it.
+    for (int64_t in : {int64_t{37}, int64_t{512}, int64_t{gpu ? 4200 : 4203}}) {
+      const Case c{gpu ? kStreamRows : 67, in, 273, compute, DType::kF32, true, false};
+      SCOPED_TRACE(Name(c));
+      Problem problem(c);
+      const PackedMatrix packed = Pack(&problem);
+      for (SimdLevel level : LevelsOf(GetParam())) {
+        SCOPED_TRACE(SimdLevelName(level));
+        AtLevel at(level);
+        const std::vector<float> all = problem.Run(GetParam(), packed, &pool_, 0, c.rows);
+        int64_t begin = 0;
+        for (int64_t count = 1; begin < c.rows; begin += count, count = count % 19 + 1) {
+          const int64_t rows = std::min(count, c.rows - begin);
+          const std::vector<float> y = problem.Run(GetParam(), packed, &pool_, begin, rows);
+          ASSERT_EQ(std::memcmp(y.data(), all.data() + begin * c.out, y.size() * sizeof(float)), 0)
+              << rows << " rows from " << begin;
+        }
+      }
+    }
+  }
+}
+
+TEST(MatMulTest, ARowIsTheSameOnAnyNumberOfThreads) {
   Threads one(1), two(2), three(3);
   for (DType compute : {DType::kF32, DType::kBF16}) {
-    for (int64_t in : {37, 512, 4203}) {  // the last: several blocks of depth
+    for (int64_t in : {37, 512, 4203}) {
       const Case c{67, in, 273, compute, DType::kF32, true, false};
       SCOPED_TRACE(Name(c));
       Problem problem(c);
@@ -152,39 +230,122 @@ TEST(MatMulTest, ARowIsTheSameAloneInAnyBatchAndOnAnyNumberOfThreads) {
         const std::vector<float> all = problem.Run(packed, three.stream());
         EXPECT_TRUE(SameBits(all, problem.Run(packed, one.stream())));
         EXPECT_TRUE(SameBits(all, problem.Run(packed, two.stream())));
-        int64_t begin = 0;
-        for (int64_t count = 1; begin < c.rows; begin += count, count = count % 19 + 1) {
-          const int64_t rows = std::min(count, c.rows - begin);
-          std::vector<float> y(rows * c.out, kPoison);
-          MatMul(problem.X().Rows(begin, rows), packed, problem.Bias(),
-                 TensorView(y.data(), {rows, c.out}), two.stream());
-          ASSERT_EQ(std::memcmp(y.data(), all.data() + begin * c.out, y.size() * sizeof(float)), 0)
-              << rows << " rows from " << begin;
+      }
+    }
+  }
+}
+
+TEST_P(MatMulOnTest, EveryBatchSizeGivesTheRowsOfSizeOne) {
+  WEIR_NEEDS_TARGET();
+  const bool gpu = GetParam().device == Device::kCuda;
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    const Case c{gpu ? kStreamRows : 40, gpu ? 2056 : 65, 81, compute};
+    Problem problem(c);
+    const PackedMatrix packed = Pack(&problem);
+    for (SimdLevel level : LevelsOf(GetParam())) {
+      SCOPED_TRACE(SimdLevelName(level));
+      AtLevel at(level);
+      std::vector<float> single;
+      for (int64_t r = 0; r < c.rows; ++r) {
+        const std::vector<float> y = problem.Run(GetParam(), packed, &pool_, r, 1);
+        single.insert(single.end(), y.begin(), y.end());
+      }
+      for (int64_t rows = 2; rows <= c.rows; ++rows) {
+        const std::vector<float> y = problem.Run(GetParam(), packed, &pool_, 0, rows);
+        ASSERT_EQ(std::memcmp(y.data(), single.data(), y.size() * sizeof(float)), 0) << rows;
+      }
+    }
+  }
+}
+
+double Activated(Activation activation, double x) {
+  switch (activation) {
+    case Activation::kSilu:
+      return x / (1.0 + std::exp(-x));
+    case Activation::kGelu:
+      return 0.5 * x * (1.0 + std::erf(x / std::sqrt(2.0)));
+    case Activation::kRelu2:
+      return x > 0 ? x * x : 0.0;
+    default:
+      return x;
+  }
+}
+
+TEST_P(MatMulOnTest, GatedIsTheProductOfTheHalves) {
+  WEIR_NEEDS_TARGET();
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    for (Activation activation :
+         {Activation::kNone, Activation::kSilu, Activation::kGelu, Activation::kRelu2}) {
+      for (int64_t n : {5, 80, 333}) {
+        for (int64_t rows : {1, 20, 70}) {
+          const Case c{rows, 264, 2 * n, compute, DType::kBF16, n == 80};
+          SCOPED_TRACE(Name(c));
+          Problem problem(c);
+          for (float& x : problem.x) x *= 0.1f;
+          const PackedMatrix packed = Pack(&problem);
+          DeviceMirror mirror(GetParam().device, GetParam().activations, &pool_);
+          std::vector<float> both(rows * 2 * n, kPoison), y(rows * (n + 3), kPoison);
+          MatMulGated(mirror.Activation(problem.X()), packed, mirror.Plain(problem.Bias()),
+                      activation, mirror.Activation(TensorView(both.data(), {rows, 2 * n})),
+                      mirror.Activation(TensorView(y.data(), {rows, n + 3}).Columns(0, n)),
+                      mirror.stream());
+          mirror.Fetch();
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t i = 0; i < n; ++i) {
+              const auto [gate, gate_magnitude, gate_rounded] = Expected(problem, r, i);
+              const auto [up, up_magnitude, up_rounded] = Expected(problem, r, n + i);
+              const double act = Activated(activation, gate);
+              // Errors of the two products pass through the activation, whose slope is at most 2
+              // (|x| + 1); both halves and y are rounded to the activations' type.
+              const double eps = ActivationEps(GetParam());
+              const double slope = 2.0 * (std::fabs(gate) + 1.0);
+              const double sum_eps = (2.0 * c.in + 1) * kEps;
+              const double tolerance =
+                  std::fabs(up) * slope * (sum_eps * gate_magnitude + eps * gate_rounded) +
+                  (std::fabs(act) + 1e-5) * (sum_eps * up_magnitude + eps * up_rounded) +
+                  (eps + 1e-5) * std::fabs(act * up) + 1e-7;
+              ASSERT_NEAR(y[r * (n + 3) + i], act * up, tolerance) << "row " << r << " " << i;
+            }
+            if (r + 1 < rows) {
+              ASSERT_TRUE(std::isnan(y[r * (n + 3) + n]));
+            }
+          }
         }
       }
     }
   }
 }
 
-TEST(MatMulTest, EveryBatchSizeUpToFortyGivesTheRowsOfSizeOne) {
-  Threads two(2);
+// On a GPU x and y choose their types apart: the head's logits are f32.
+TEST(MatMulTest, GpuTakesEveryPairOfTypes) {
+  WEIR_NEEDS_GPU();
+  ThreadPool pool(1);
   for (DType compute : {DType::kF32, DType::kBF16}) {
-    const Case c{40, 65, 81, compute};
-    Problem problem(c);
-    PackedMatrix packed = *PackedMatrix::Pack(problem.Weight(), compute, two.stream());
-    for (SimdLevel level : MachineLevels()) {
-      SCOPED_TRACE(SimdLevelName(level));
-      AtLevel at(level);
-      std::vector<float> single(c.rows * c.out, kPoison);
-      for (int64_t r = 0; r < c.rows; ++r) {
-        MatMul(problem.X().Rows(r, 1), packed, TensorView(),
-               TensorView(single.data() + r * c.out, {1, c.out}), two.stream());
-      }
-      for (int64_t rows = 2; rows <= c.rows; ++rows) {
-        std::vector<float> y(rows * c.out, kPoison);
-        MatMul(problem.X().Rows(0, rows), packed, TensorView(), TensorView(y.data(), {rows, c.out}),
-               two.stream());
-        ASSERT_EQ(std::memcmp(y.data(), single.data(), y.size() * sizeof(float)), 0) << rows;
+    for (int64_t rows : {3, 90}) {
+      const Case c{rows, 136, 72, compute, DType::kF32, true};
+      SCOPED_TRACE(Name(c));
+      Problem problem(c);
+      for (float& x : problem.x) x = RoundTo(DType::kBF16, x);
+      for (DType x_type : {DType::kF32, DType::kBF16}) {
+        for (DType y_type : {DType::kF32, DType::kBF16}) {
+          DeviceMirror from(Device::kCuda, x_type, &pool), to(Device::kCuda, y_type, &pool);
+          const PackedMatrix packed = *PackedMatrix::Pack(problem.Weight(), compute, from.stream());
+          std::vector<float> y(rows * c.out, kPoison);
+          const TensorView out = to.Activation(TensorView(y.data(), {rows, c.out}));
+          MatMul(from.Activation(problem.X()), packed, from.Plain(problem.Bias()), out,
+                 from.stream());
+          from.Fetch();
+          to.Fetch();
+          const double eps = y_type == DType::kBF16 ? 0x1p-8 : 0x1p-24;
+          for (int64_t r = 0; r < rows; ++r) {
+            for (int64_t n = 0; n < c.out; ++n) {
+              const auto [sum, magnitude, rounded] = Expected(problem, r, n);
+              ASSERT_NEAR(y[r * c.out + n], sum,
+                          (2.0 * c.in + 1) * kEps * magnitude + eps * rounded)
+                  << DTypeName(x_type) << " to " << DTypeName(y_type) << ", " << r << " " << n;
+            }
+          }
+        }
       }
     }
   }
@@ -270,6 +431,83 @@ TEST(PackedMatrixTest, StackedMatricesAreOneMatrix) {
     for (int64_t n = 0; n < packed.out(); ++n) {
       packed.UnpackRow(n, row.data());
       ASSERT_EQ(std::memcmp(row.data(), all.data() + n * 70, 70 * sizeof(float)), 0) << n;
+    }
+  }
+}
+
+// What lies on the device, as f32.
+std::vector<float> FetchTable(const PackedMatrix& packed) {
+  std::vector<std::byte> bytes(packed.table().bytes());
+  const auto stream = cuda::OwnedStream::Make();
+  cuda::Copy(bytes.data(), packed.raw(), bytes.size(), stream.get());
+  cuda::Synchronize(stream.get());
+  std::vector<float> values(packed.out() * packed.in());
+  for (size_t i = 0; i < values.size(); ++i) {
+    if (packed.compute() == DType::kBF16) {
+      values[i] = ToFloat(reinterpret_cast<const BFloat16*>(bytes.data())[i]);
+    } else {
+      values[i] = reinterpret_cast<const float*>(bytes.data())[i];
+    }
+  }
+  return values;
+}
+
+TEST(PackedMatrixTest, GpuHoldsTheRowsAsStored) {
+  WEIR_NEEDS_GPU();
+  const auto stream = cuda::OwnedStream::Make();
+  for (const Case& c : Cases()) {
+    SCOPED_TRACE(Name(c));
+    Problem problem(c);
+    const PackedMatrix packed = *PackedMatrix::Pack(problem.Weight(), c.compute, stream.get());
+    cuda::Synchronize(stream.get());
+    EXPECT_TRUE(SameBits(FetchTable(packed), problem.w));
+  }
+}
+
+// Larger than the blocks it travels in, from rows with gaps, stacked, every stored type.
+TEST(PackedMatrixTest, GpuTakesLargeStacksWithGaps) {
+  WEIR_NEEDS_GPU();
+  const auto stream = cuda::OwnedStream::Make();
+  const int64_t in = 1536, rows = 2500;
+  std::vector<float> f32 = RandomFloats(rows * (in + 5), 3);
+  std::vector<BFloat16> bf16(rows * in);
+  std::vector<Float16> f16(rows * in);
+  for (size_t i = 0; i < bf16.size(); ++i) {
+    bf16[i] = ToBFloat16(f32[i]);
+    f16[i] = {static_cast<uint16_t>(i * 7 % 0x7c00)};
+  }
+  const TensorView parts[] = {TensorView(bf16.data(), {rows, in}),
+                              TensorView(f32.data(), {rows, in + 5}).Columns(2, in),
+                              TensorView(f16.data(), {rows, in})};
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    const PackedMatrix packed = *PackedMatrix::PackStacked(parts, 3, compute, stream.get());
+    cuda::Synchronize(stream.get());
+    ASSERT_EQ(packed.out(), 3 * rows);
+    const std::vector<float> values = FetchTable(packed);
+    for (int64_t r = 0; r < rows; ++r) {
+      for (int64_t i = 0; i < in; ++i) {
+        const int64_t at = r * in + i;
+        ASSERT_EQ(values[at], ToFloat(bf16[at])) << at;
+        ASSERT_EQ(values[rows * in + at], RoundTo(compute, f32[r * (in + 5) + 2 + i])) << at;
+        ASSERT_EQ(values[2 * rows * in + at], RoundTo(compute, ToFloat(f16[at]))) << at;
+      }
+    }
+  }
+}
+
+TEST(PackedMatrixTest, RandomIsTheSameOnBothDevices) {
+  WEIR_NEEDS_GPU();
+  Threads one(1);
+  const auto stream = cuda::OwnedStream::Make();
+  for (DType compute : {DType::kF32, DType::kBF16}) {
+    const PackedMatrix cpu = *PackedMatrix::Random(301, 203, compute, 9, 0.02f, one.stream());
+    const PackedMatrix gpu = *PackedMatrix::Random(301, 203, compute, 9, 0.02f, stream.get());
+    cuda::Synchronize(stream.get());
+    const std::vector<float> values = FetchTable(gpu);
+    std::vector<float> row(203);
+    for (int64_t n = 0; n < 301; ++n) {
+      cpu.UnpackRow(n, row.data());
+      ASSERT_EQ(std::memcmp(row.data(), values.data() + n * 203, 203 * sizeof(float)), 0) << n;
     }
   }
 }

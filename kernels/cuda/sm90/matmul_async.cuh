@@ -1,0 +1,158 @@
+// Hopper's bulk copies, barriers and warpgroup products, as far as MatMul uses them.
+#pragma once
+
+#include <cuda.h>
+
+#include <cstdint>
+
+namespace weir::kernels::gpu::sm90 {
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+
+__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
+}
+
+__device__ __forceinline__ void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
+               "r"(arrivals));
+}
+// Makes initialised barriers known to the copy engine.
+__device__ __forceinline__ void BarrierFence() {
+  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
+  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
+}
+__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes) {
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
+}
+__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
+  asm volatile(
+      "{\n"
+      ".reg .pred done;\n"
+      "again:\n"
+      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra finished;\n"
+      "bra again;\n"
+      "finished:\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+inline constexpr uint64_t kEvictFirst = 0x12F0000000000000u, kEvictLast = 0x14F0000000000000u;
+
+__device__ __forceinline__ void LoadBox(void* to, const CUtensorMap* map, uint64_t* barrier,
+                                        int column, int row, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "l"(policy)
+      : "memory");
+}
+// The same box into the same place of all blocks of the cluster that `mask` names, each of whose
+// barriers at that place counts its bytes.
+__device__ __forceinline__ void LoadBoxForAll(void* to, const CUtensorMap* map, uint64_t* barrier,
+                                              int column, int row, uint16_t mask, uint64_t policy) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(
+          SharedAddress(to)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "h"(mask), "l"(policy)
+      : "memory");
+}
+__device__ __forceinline__ uint32_t ClusterRank() {
+  uint32_t rank;
+  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+  return rank;
+}
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// Arrives at the barrier at the same place in another block of the cluster.
+__device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, uint32_t rank) {
+  asm volatile(
+      "{\n"
+      ".reg .b32 remote;\n"
+      "mapa.shared::cluster.u32 remote, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
+      "}\n" ::"r"(SharedAddress(barrier)),
+      "r"(rank)
+      : "memory");
+}
+
+// A tile of rows of 128 bytes, swizzled by the copy engine, `in` contiguous.
+__device__ __forceinline__ uint64_t TileDescriptor(const void* tile) {
+  return static_cast<uint64_t>((SharedAddress(tile) & 0x3ffffu) >> 4) | uint64_t{1} << 16 |
+         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+// The next 16 elements of the contraction.
+inline constexpr uint64_t kDescriptorStep = 32 >> 4;
+
+__device__ __forceinline__ void ProductFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ProductCommit() {
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int Pending>
+__device__ __forceinline__ void ProductWait() {
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
+}
+
+// d [64, N] += a [64, 16] b [N, 16]^T, bf16 in, f32 out, by the four warps of a group.
+__device__ __forceinline__ void Multiply(float (&d)[4], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {%0, %1, %2, %3}, %4, %5, 1, 1, 1, 0, "
+      "0;"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "l"(a), "l"(b));
+}
+#define WEIR_REGS4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define WEIR_REGS16(d, i) \
+  WEIR_REGS4(d, i), WEIR_REGS4(d, i + 4), WEIR_REGS4(d, i + 8), WEIR_REGS4(d, i + 12)
+__device__ __forceinline__ void Multiply(float (&d)[8], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n16k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7}, %8, "
+      "%9, 1, 1, 1, 0, 0;"
+      : WEIR_REGS4(d, 0), WEIR_REGS4(d, 4)
+      : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void Multiply(float (&d)[16], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15}, %16, %17, 1, 1, 1, 0, 0;"
+      : WEIR_REGS16(d, 0)
+      : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void Multiply(float (&d)[32], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
+      : WEIR_REGS16(d, 0), WEIR_REGS16(d, 16)
+      : "l"(a), "l"(b));
+}
+__device__ __forceinline__ void Multiply(float (&d)[64], uint64_t a, uint64_t b) {
+  asm volatile(
+      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
+      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
+      "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
+      "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
+      "%63}, %64, %65, 1, 1, 1, 0, 0;"
+      : WEIR_REGS16(d, 0), WEIR_REGS16(d, 16), WEIR_REGS16(d, 32), WEIR_REGS16(d, 48)
+      : "l"(a), "l"(b));
+}
+#undef WEIR_REGS16
+#undef WEIR_REGS4
+
+#endif  // __CUDA_ARCH_FEAT_SM90_ALL
+
+}  // namespace weir::kernels::gpu::sm90
