@@ -1,6 +1,7 @@
-// Norms. A team of threads shares a group of elements (or a row) and keeps what it read in
-// registers, so that everything is read once: a few lanes of a warp for short groups (heads), a
-// whole thread block for rows. Groups beyond what a block's registers hold are read twice.
+// Norms of groups, and layer norm. A team of threads shares a group of elements (or a row) and
+// keeps what it read in registers, so that everything is read once: a few lanes of a warp for short
+// groups (heads), a whole thread block for rows. Groups beyond what a block's registers hold are
+// read twice. AddRmsNorm is in add_rms_norm.cu.
 #include "kernels/norm.h"
 
 #include <algorithm>
@@ -13,7 +14,7 @@ namespace weir::kernels::gpu {
 namespace {
 
 constexpr int kMaxThreads = 512;
-constexpr int kHeld = 2;  // vectors of a thread that stay in registers
+constexpr int kHeld = 2;  // most vectors of a thread that stay in registers
 
 // Sum over the team: `team` lanes of a warp (a power of two), or the block when team > 32. In an
 // order that depends on the team alone. Blocks: every thread calls it; once per kernel and buffer.
@@ -35,9 +36,10 @@ struct GroupNorm {
   const T *x, *gate;
   const float* weight;
   T* out;
-  int64_t x_stride, gate_stride, out_stride, teams;
-  int n, group, team, weight_period;  // the weight of column c is weight[c % weight_period]
-  float mean_factor, eps, scale;      // y = x * scale / sqrt(sum * mean_factor + eps)
+  int64_t x_stride, gate_stride, out_stride, rows;
+  int groups, group, team;
+  float mean_factor, eps, scale;  // y = x * scale / sqrt(sum * mean_factor + eps)
+  bool weight_per_group;          // [group], else [groups * group]
   bool sigmoid, gate_first, normalize;
 };
 
@@ -50,22 +52,20 @@ __device__ __forceinline__ void Gate(const GroupNorm<T>& a, const float (&gate)[
   }
 }
 
-template <typename T, int N>
+// kHold: vectors of a thread that stay in registers; kGated: whether there may be a gate.
+template <typename T, int N, int kHold, bool kGated>
 __global__ __launch_bounds__(kMaxThreads) void GroupNormKernel(GroupNorm<T> a) {
   __shared__ float shared[kWarp];
-  const int64_t team = a.team > kWarp
-                           ? static_cast<int64_t>(blockIdx.x)
-                           : (static_cast<int64_t>(blockIdx.x) * blockDim.x + threadIdx.x) / a.team;
-  const int member = static_cast<int>(threadIdx.x) % a.team;
-  const bool active = team < a.teams;
-  const int groups = a.n / a.group;
-  const int64_t row = active ? team / groups : 0;
-  const int first = static_cast<int>(active ? team % groups : 0) * a.group;
-  const int end = active ? a.group : 0;
+  // Rows along x, groups along y; what is left of a thread block does rows too.
+  const int member = static_cast<int>(threadIdx.x);
+  const int group = static_cast<int>(blockIdx.y * blockDim.y + threadIdx.y);
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.z + threadIdx.z;
+  const bool active = group < a.groups && row < a.rows;
+  const int first = active ? group * a.group : 0, end = active ? a.group : 0;
   const T* x = a.x + row * a.x_stride + first;
-  const T* gate = a.gate != nullptr ? a.gate + row * a.gate_stride + first : nullptr;
+  const T* gate = kGated && a.gate != nullptr ? a.gate + row * a.gate_stride + first : nullptr;
   T* out = a.out + row * a.out_stride + first;
-  const float* weight = a.weight != nullptr ? a.weight + first % a.weight_period : nullptr;
+  const float* weight = a.weight != nullptr ? a.weight + (a.weight_per_group ? 0 : first) : nullptr;
   const int step = a.team * N;
 
   PdlWait();
@@ -85,21 +85,21 @@ __global__ __launch_bounds__(kMaxThreads) void GroupNormKernel(GroupNorm<T> a) {
     if (gate != nullptr && !a.gate_first) Gate<T, N>(a, g, v);
     StoreN<N>(out + i, v);
   };
-  float held[kHeld][N], held_gate[kHeld][N];
+  float held[kHold][N], held_gate[kHold][N];
   float sum = 0.0f;
 #pragma unroll
-  for (int h = 0; h < kHeld; ++h) {
+  for (int h = 0; h < kHold; ++h) {
     const int i = member * N + h * step;
     if (i < end) load(i, held[h], held_gate[h]);
   }
 #pragma unroll
-  for (int h = 0; h < kHeld; ++h) {
+  for (int h = 0; h < kHold; ++h) {
     if (member * N + h * step < end) {
 #pragma unroll
       for (int k = 0; k < N; ++k) sum += held[h][k] * held[h][k];
     }
   }
-  for (int i = member * N + kHeld * step; i < end; i += step) {
+  for (int i = member * N + kHold * step; i < end; i += step) {
     float v[N], g[N];
     load(i, v, g);
 #pragma unroll
@@ -108,11 +108,11 @@ __global__ __launch_bounds__(kMaxThreads) void GroupNormKernel(GroupNorm<T> a) {
   float factor = a.scale;
   if (a.normalize) factor *= 1.0f / sqrtf(TeamSum(sum, a.team, shared) * a.mean_factor + a.eps);
 #pragma unroll
-  for (int h = 0; h < kHeld; ++h) {
+  for (int h = 0; h < kHold; ++h) {
     const int i = member * N + h * step;
     if (i < end) store(i, held[h], held_gate[h], factor);
   }
-  for (int i = member * N + kHeld * step; i < end; i += step) {
+  for (int i = member * N + kHold * step; i < end; i += step) {
     float v[N], g[N];
     load(i, v, g);
     store(i, v, g, factor);
@@ -134,10 +134,21 @@ int TeamFor(int64_t vectors) {
 template <typename T, int N>
 void RunGroupNorm(const char* op, GroupNorm<T> a, Stream stream) {
   a.team = TeamFor(CeilDiv(a.group, N));
-  const int block = a.team > kWarp ? a.team : 128;
-  const int64_t blocks = a.team > kWarp ? a.teams : CeilDiv(a.teams * a.team, block);
-  Launch(op, stream, GroupNormKernel<T, N>, dim3(static_cast<unsigned>(blocks)), dim3(block), {},
-         a);
+  dim3 block(static_cast<unsigned>(a.team));
+  if (a.team <= kWarp) {
+    constexpr unsigned kThreads = 128;
+    while (block.y < static_cast<unsigned>(a.groups) && block.x * block.y < kThreads) block.y *= 2;
+    block.z = std::min(kThreads / (block.x * block.y), 64u);  // which is all there may be
+  }
+  const dim3 grid(static_cast<unsigned>(CeilDiv(a.rows, block.z)),
+                  static_cast<unsigned>(CeilDiv(a.groups, block.y)));
+  auto* kernel = GroupNormKernel<T, N, kHeld, true>;
+  if constexpr (N > 1) {
+    if (a.team * N >= a.group) {
+      kernel = a.gate != nullptr ? GroupNormKernel<T, N, 1, true> : GroupNormKernel<T, N, 1, false>;
+    }
+  }
+  Launch(op, stream, kernel, grid, block, {}, a);
 }
 
 template <typename T>
@@ -159,112 +170,25 @@ void GroupNormOf(const char* op, const TensorView& x, const TensorView& gate,
     a.gate = DataOrNull<T>(gate);
     a.gate_stride = gate.row_stride();
   }
-  a.weight_period = static_cast<int>(n);
   if (weight.defined() && a.normalize) {
     WEIR_CHECK(weight.num_elements() == n || weight.num_elements() == group)
         << weight.ToString() << " for " << x.ToString();
     a.weight = weight.data<float>();
-    a.weight_period = static_cast<int>(weight.num_elements());
+    a.weight_per_group = weight.num_elements() == group;
   }
   a.out = static_cast<T*>(out.raw());
   a.out_stride = out.row_stride();
-  a.n = static_cast<int>(n);
+  a.rows = rows;
   a.group = static_cast<int>(group);
-  a.teams = rows * (n / group);
-  const bool vectors = group % 8 == 0 && RowsAligned(x) && RowsAligned(gate) && RowsAligned(out) &&
-                       reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
+  a.groups = static_cast<int>(n / group);
+  constexpr int kTogether = 16 / static_cast<int>(sizeof(T));
+  const bool vectors = group % kTogether == 0 && RowsAligned(x) && RowsAligned(gate) &&
+                       RowsAligned(out) && reinterpret_cast<uintptr_t>(a.weight) % 16 == 0;
   if (vectors) {
-    RunGroupNorm<T, 8>(op, a, stream);
+    RunGroupNorm<T, kTogether>(op, a, stream);
   } else {
     RunGroupNorm<T, 1>(op, a, stream);
   }
-}
-
-// h += scale * delta, rms norm; one block a row.
-template <typename T>
-struct AddNorm {
-  float* h;
-  const T* delta;
-  const float* weight;
-  T* out;
-  int64_t h_stride, delta_stride, out_stride;
-  int n;
-  float scale, eps;
-};
-
-template <typename T, int N>
-__global__ __launch_bounds__(kMaxThreads) void AddRmsNormKernel(AddNorm<T> a) {
-  __shared__ float shared[kWarp];
-  const int64_t row = blockIdx.x;
-  float* h = a.h + row * a.h_stride;
-  const T* delta = a.delta != nullptr ? a.delta + row * a.delta_stride : nullptr;
-  T* out = a.out + row * a.out_stride;
-  const int begin = static_cast<int>(threadIdx.x) * N, step = static_cast<int>(blockDim.x) * N;
-  float weight[kHeld][N], held[kHeld][N];
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k) {
-    if (begin + k * step < a.n) LoadN<N>(a.weight + begin + k * step, weight[k]);
-  }
-  PdlWait();
-  PdlLaunchDependents();
-  // The sum of h and delta at i, also left in h.
-  auto add = [&](int i, float(&v)[N], const float(&d)[N]) {
-    if (delta == nullptr) return;
-#pragma unroll
-    for (int k = 0; k < N; ++k) v[k] = fmaf(d[k], a.scale, v[k]);
-    StoreN<N>(h + i, v);
-  };
-  float d[kHeld][N];
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k) {
-    if (begin + k * step < a.n) {
-      LoadN<N>(h + begin + k * step, held[k]);
-      if (delta != nullptr) LoadN<N>(delta + begin + k * step, d[k]);
-    }
-  }
-  float sum = 0.0f;
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k) {
-    if (begin + k * step < a.n) {
-      add(begin + k * step, held[k], d[k]);
-#pragma unroll
-      for (int e = 0; e < N; ++e) sum += held[k][e] * held[k][e];
-    }
-  }
-  for (int i = begin + kHeld * step; i < a.n; i += step) {
-    float v[N], more[N];
-    LoadN<N>(h + i, v);
-    if (delta != nullptr) LoadN<N>(delta + i, more);
-    add(i, v, more);
-#pragma unroll
-    for (int e = 0; e < N; ++e) sum += v[e] * v[e];
-  }
-  const int team = static_cast<int>(blockDim.x);
-  const float mean = TeamSum(sum, team, shared) / static_cast<float>(a.n);
-  const float factor = 1.0f / sqrtf(mean + a.eps);
-#pragma unroll
-  for (int k = 0; k < kHeld; ++k) {
-    if (begin + k * step < a.n) {
-#pragma unroll
-      for (int e = 0; e < N; ++e) held[k][e] = held[k][e] * factor * weight[k][e];
-      StoreN<N>(out + begin + k * step, held[k]);
-    }
-  }
-  for (int i = begin + kHeld * step; i < a.n; i += step) {
-    float v[N], w[N];
-    LoadN<N>(h + i, v);  // what this thread wrote
-    LoadN<N>(a.weight + i, w);
-#pragma unroll
-    for (int e = 0; e < N; ++e) v[e] = v[e] * factor * w[e];
-    StoreN<N>(out + i, v);
-  }
-}
-
-template <typename T, int N>
-void RunAddNorm(const AddNorm<T>& a, int64_t rows, Stream stream) {
-  const int block = std::max(TeamFor(CeilDiv(a.n, N)), kWarp);
-  Launch("AddRmsNorm", stream, AddRmsNormKernel<T, N>, dim3(static_cast<unsigned>(rows)),
-         dim3(block), {}, a);
 }
 
 template <typename T>
@@ -368,40 +292,6 @@ void L2Norm(const L2NormArgs& args, Stream stream) {
   });
 }
 
-void AddRmsNorm(const AddRmsNormArgs& args, Stream stream) {
-  const int64_t rows = args.h.size(0), n = args.h.size(1);
-  WEIR_CHECK(args.weight.defined() && args.weight.num_elements() == n && args.out.size(0) == rows &&
-             args.out.num_elements() == rows * n)
-      << args.weight.ToString() << ", out " << args.out.ToString() << " for " << args.h.ToString();
-  if (args.delta.defined()) {
-    WEIR_CHECK(args.delta.size(0) == rows && args.delta.num_elements() == rows * n &&
-               args.delta.dtype() == args.out.dtype())
-        << args.delta.ToString() << " for " << args.h.ToString();
-  }
-  if (rows == 0 || n == 0) return;
-  WithActivation(args.out.dtype(), [&](auto tag) {
-    using T = decltype(tag);
-    AddNorm<T> a{};
-    a.h = args.h.data<float>();
-    a.h_stride = args.h.row_stride();
-    a.delta = DataOrNull<T>(args.delta);
-    a.delta_stride = args.delta.row_stride();
-    a.weight = args.weight.data<float>();
-    a.out = static_cast<T*>(args.out.raw());
-    a.out_stride = args.out.row_stride();
-    a.n = static_cast<int>(n);
-    a.scale = args.scale;
-    a.eps = args.eps;
-    const bool vectors = n % 8 == 0 && RowsAligned(args.h) && RowsAligned(args.delta) &&
-                         RowsAligned(args.out) && RowsAligned(args.weight);
-    if (vectors) {
-      RunAddNorm<T, 8>(a, rows, stream);
-    } else {
-      RunAddNorm<T, 1>(a, rows, stream);
-    }
-  });
-}
-
 void LayerNorm(const LayerNormArgs& args, Stream stream) {
   const int64_t rows = args.x.size(0), n = args.x.size(1);
   WEIR_CHECK(args.out.size(0) == rows && args.out.num_elements() == rows * n)
@@ -418,10 +308,10 @@ void LayerNorm(const LayerNormArgs& args, Stream stream) {
     a.out_stride = args.out.row_stride();
     a.n = static_cast<int>(n);
     a.eps = args.eps;
-    const bool vectors = n % 8 == 0 && RowsAligned(args.x) && RowsAligned(args.out) &&
+    const bool vectors = n % 4 == 0 && RowsAligned(args.x) && RowsAligned(args.out) &&
                          RowsAligned(args.weight) && RowsAligned(args.bias);
     if (vectors) {
-      RunLayerNorm<T, 8>(a, rows, stream);
+      RunLayerNorm<T, 4>(a, rows, stream);
     } else {
       RunLayerNorm<T, 1>(a, rows, stream);
     }

@@ -1,5 +1,5 @@
-// Elementwise ops over rows that may be strided. One thread takes eight neighbouring elements where
-// widths, strides and addresses allow 16-byte accesses, else one.
+// Elementwise ops over rows that may be strided. One thread takes a few neighbouring elements where
+// widths, strides and addresses allow it, else one.
 #include "kernels/pointwise.h"
 
 #include <algorithm>
@@ -13,37 +13,40 @@ namespace {
 
 constexpr int kThreads = 256;
 
-// Calls body.template Do<N>(row, column) for every N-th column of every row.
+// Calls body.template Do<N>(row, column) for every N-th column of every row: rows along x, parts of
+// them along y, so that nothing is divided.
 template <int N, typename Body>
-__global__ __launch_bounds__(kThreads) void RowsKernel(Body body, int64_t total, uint32_t chunks) {
+__global__ __launch_bounds__(kThreads) void RowsKernel(Body body, int64_t rows, int width) {
   PdlWait();
   PdlLaunchDependents();
-  const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
-  if (i >= total) return;
-  if (total <= 0xffffffffll) {
-    const auto index = static_cast<uint32_t>(i);
-    const uint32_t row = index / chunks;
-    body.template Do<N>(row, static_cast<int>(index - row * chunks) * N);
-  } else {
-    const int64_t row = i / chunks;
-    body.template Do<N>(row, static_cast<int>(i - row * chunks) * N);
-  }
+  const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
+  const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * N;
+  if (row < rows && column < width) body.template Do<N>(row, column);
 }
 
-template <typename Body>
+// N: elements of a thread where `vectors`.
+template <int N, typename Body>
 void RunRows(const char* op, int64_t rows, int64_t width, bool vectors, const Body& body,
              Stream stream) {
   if (rows == 0 || width == 0) return;
-  const int64_t chunks = vectors ? width / 8 : width, total = rows * chunks;
-  const dim3 grid(static_cast<unsigned>(CeilDiv(total, kThreads)));
-  Launch(op, stream, vectors ? RowsKernel<8, Body> : RowsKernel<1, Body>, grid, dim3(kThreads), {},
-         body, total, static_cast<uint32_t>(chunks));
+  const int64_t chunks = vectors ? width / N : width;
+  unsigned across = 1;
+  while (across < chunks && across < kThreads) across *= 2;
+  const dim3 block(across, kThreads / across);
+  const dim3 grid(static_cast<unsigned>(CeilDiv(rows, block.y)),
+                  static_cast<unsigned>(CeilDiv(chunks, across)));
+  Launch(op, stream, vectors ? RowsKernel<N, Body> : RowsKernel<1, Body>, grid, block, {}, body,
+         rows, static_cast<int>(width));
 }
 
-// Whether rows of `width` elements of all these views can be moved eight at a time.
-template <typename... Views>
+// Elements of a thread where everything has this type.
+template <typename T>
+constexpr int kTogether = 16 / static_cast<int>(sizeof(T));
+
+// Whether rows of `width` elements of all these views can be moved N at a time.
+template <int N, typename... Views>
 bool Vectors(int64_t width, const Views&... views) {
-  return width % 8 == 0 && (RowsAligned(views) && ...);
+  return width % N == 0 && (RowsAligned(views) && ...);
 }
 
 void CheckSame(const TensorView& a, const TensorView& b) {
@@ -67,36 +70,42 @@ Rows<T> RowsOf(const TensorView& x) {
   return {static_cast<T*>(x.raw()), x.row_stride()};
 }
 
-template <typename T>
-__device__ __forceinline__ float ActivateOne(Activation activation, float x) {
-  switch (activation) {
-    case Activation::kNone:
-      return x;
-    case Activation::kSilu:
-      return x * SigmoidFor<T>(x);
-    case Activation::kGelu:
-      return 0.5f * x * erfcf(x * -0.70710678118654752f);
-    case Activation::kGeluTanh:
-      // 0.5 (1 + tanh(u)) = sigmoid(2 u)
-      return x * SigmoidFor<T>(1.5957691216057308f * (x + 0.044715f * x * x * x));
-    case Activation::kRelu:
-      return fmaxf(x, 0.0f);
-    case Activation::kRelu2:
-      return fmaxf(x, 0.0f) * fmaxf(x, 0.0f);
-    case Activation::kSigmoid:
-      return SigmoidFor<T>(x);
+// Walks over the columns of heads with one division.
+struct HeadWalk {
+  int head, left, width;
+  __device__ __forceinline__ HeadWalk(int column, int width)
+      : head(column / width), left(width - (column - head * width)), width(width) {}
+  __device__ __forceinline__ void Next() {
+    if (--left == 0) ++head, left = width;
   }
-  return x;
+};
+
+// The switch stands outside of the loops: an array that is indexed at run time would not be held in
+// registers.
+template <int N, typename Fn>
+__device__ __forceinline__ void Each(float (&x)[N], const Fn& fn) {
+#pragma unroll
+  for (int i = 0; i < N; ++i) x[i] = fn(x[i]);
 }
 template <typename T, int N>
 __device__ __forceinline__ void ActivateN(Activation activation, float (&x)[N]) {
-  // The usual one apart, so that its loop holds no switch.
-  if (activation == Activation::kSilu) {
-#pragma unroll
-    for (int i = 0; i < N; ++i) x[i] *= SigmoidFor<T>(x[i]);
-  } else {
-#pragma unroll 1
-    for (int i = 0; i < N; ++i) x[i] = ActivateOne<T>(activation, x[i]);
+  switch (activation) {
+    case Activation::kNone:
+      return;
+    case Activation::kSilu:
+      return Each(x, [](float v) { return v * SigmoidFor<T>(v); });
+    case Activation::kGelu:
+      return Each(x, [](float v) { return 0.5f * v * erfcf(v * -0.70710678118654752f); });
+    case Activation::kGeluTanh:  // 0.5 (1 + tanh(u)) = sigmoid(2 u)
+      return Each(x, [](float v) {
+        return v * SigmoidFor<T>(1.5957691216057308f * (v + 0.044715f * v * v * v));
+      });
+    case Activation::kRelu:
+      return Each(x, [](float v) { return fmaxf(v, 0.0f); });
+    case Activation::kRelu2:
+      return Each(x, [](float v) { return fmaxf(v, 0.0f) * fmaxf(v, 0.0f); });
+    case Activation::kSigmoid:
+      return Each(x, [](float v) { return SigmoidFor<T>(v); });
   }
 }
 
@@ -220,10 +229,11 @@ struct LogDecayBody {
   __device__ void Do(int64_t row, int column) const {
     float v[N];
     LoadN<N>(x.at(row, column), v);
+    HeadWalk walk(column, per_head);
 #pragma unroll
-    for (int i = 0; i < N; ++i) {
+    for (int i = 0; i < N; ++i, walk.Next()) {
       if (bias != nullptr) v[i] += bias[column + i];
-      const float a = exp_a != nullptr ? exp_a[(column + i) / per_head] : 0.0f;
+      const float a = exp_a != nullptr ? exp_a[walk.head] : 0.0f;
       if (form == LogDecayArgs::Form::kSoftplus) {
         v[i] = -a * ExactSoftplus(v[i]);
       } else if (form == LogDecayArgs::Form::kLogSigmoid) {
@@ -263,8 +273,9 @@ struct AddSkipBody {
     float x[N], y[N];
     LoadN<N>(xs.at(row, column), x);
     LoadN<N>(out.at(row, column), y);
+    HeadWalk walk(column, per_head);
 #pragma unroll
-    for (int i = 0; i < N; ++i) y[i] = fmaf(x[i], d[(column + i) / per_head], y[i]);
+    for (int i = 0; i < N; ++i, walk.Next()) y[i] = fmaf(x[i], d[walk.head], y[i]);
     StoreN<N>(out.at(row, column), y);
   }
 };
@@ -307,8 +318,8 @@ void GateMultiply(TensorView gate, TensorView up, Activation activation, TensorV
     using T = decltype(tag);
     const GateMultiplyBody<T> body{RowsOf<const T>(gate), RowsOf<const T>(up), RowsOf<T>(out),
                                    activation};
-    RunRows("GateMultiply", gate.size(0), RowWidth(gate), Vectors(RowWidth(gate), gate, up, out),
-            body, stream);
+    RunRows<kTogether<T>>("GateMultiply", gate.size(0), RowWidth(gate),
+                          Vectors<kTogether<T>>(RowWidth(gate), gate, up, out), body, stream);
   });
 }
 
@@ -317,7 +328,8 @@ void Activate(TensorView x, Activation activation, TensorView out, Stream stream
   WithActivation(x.dtype(), [&](auto tag) {
     using T = decltype(tag);
     const ActivateBody<T> body{RowsOf<const T>(x), RowsOf<T>(out), activation};
-    RunRows("Activate", x.size(0), RowWidth(x), Vectors(RowWidth(x), x, out), body, stream);
+    RunRows<kTogether<T>>("Activate", x.size(0), RowWidth(x),
+                          Vectors<kTogether<T>>(RowWidth(x), x, out), body, stream);
   });
 }
 
@@ -327,7 +339,8 @@ void Multiply(TensorView a, TensorView b, TensorView out, Stream stream) {
   WithActivation(a.dtype(), [&](auto tag) {
     using T = decltype(tag);
     const MultiplyBody<T> body{RowsOf<const T>(a), RowsOf<const T>(b), RowsOf<T>(out)};
-    RunRows("Multiply", a.size(0), RowWidth(a), Vectors(RowWidth(a), a, b, out), body, stream);
+    RunRows<kTogether<T>>("Multiply", a.size(0), RowWidth(a),
+                          Vectors<kTogether<T>>(RowWidth(a), a, b, out), body, stream);
   });
 }
 
@@ -340,7 +353,8 @@ void AddScaled(TensorView h, TensorView delta, float scale, Stream stream) {
     body.delta = RowsOf<const T>(delta);
     body.scale = scale;
     body.h_rows = static_cast<int>(h.size(0));
-    RunRows("AddScaled", h.size(0), RowWidth(h), Vectors(RowWidth(h), h, delta), body, stream);
+    RunRows<4>("AddScaled", h.size(0), RowWidth(h), Vectors<4>(RowWidth(h), h, delta), body,
+               stream);
   });
 }
 
@@ -357,8 +371,8 @@ void ScatterAddScaled(TensorView h, TensorView delta, TensorView rows, TensorVie
     body.rows = rows.data<int32_t>();
     body.weight = weight.data<float>();
     body.h_rows = static_cast<int>(h.size(0));
-    RunRows("ScatterAddScaled", delta.size(0), RowWidth(delta), Vectors(RowWidth(delta), h, delta),
-            body, stream);
+    RunRows<4>("ScatterAddScaled", delta.size(0), RowWidth(delta),
+               Vectors<4>(RowWidth(delta), h, delta), body, stream);
   });
 }
 
@@ -373,7 +387,8 @@ void GatherRows(TensorView x, TensorView rows, TensorView out, Stream stream) {
     body.rows = rows.data<int32_t>();
     body.out = RowsOf<T>(out);
     body.x_rows = static_cast<int>(x.size(0));
-    RunRows("GatherRows", out.size(0), RowWidth(out), Vectors(RowWidth(out), x, out), body, stream);
+    RunRows<kTogether<T>>("GatherRows", out.size(0), RowWidth(out),
+                          Vectors<kTogether<T>>(RowWidth(out), x, out), body, stream);
   });
 }
 
@@ -389,8 +404,8 @@ void EmbeddingLookup(TensorView table, TensorView ids, float scale, TensorView o
     body.out = {out.data<float>(), out.row_stride()};
     body.vocab = static_cast<int>(table.size(0));
     body.scale = scale;
-    RunRows("EmbeddingLookup", out.size(0), out.size(1), Vectors(out.size(1), table, out), body,
-            stream);
+    RunRows<4>("EmbeddingLookup", out.size(0), out.size(1), Vectors<4>(out.size(1), table, out),
+               body, stream);
   });
 }
 
@@ -417,7 +432,7 @@ void LogDecay(const LogDecayArgs& args, Stream stream) {
     body.clamp_min = args.clamp_min;
     body.lower_bound = args.lower_bound;
     body.has_clamp = args.has_clamp;
-    RunRows("LogDecay", args.x.size(0), n, Vectors(n, args.x, args.out), body, stream);
+    RunRows<4>("LogDecay", args.x.size(0), n, Vectors<4>(n, args.x, args.out), body, stream);
   });
 }
 
@@ -426,7 +441,7 @@ void Beta(TensorView x, float scale, TensorView out, Stream stream) {
   WithActivation(x.dtype(), [&](auto tag) {
     using T = decltype(tag);
     const BetaBody<T> body{RowsOf<const T>(x), {out.data<float>(), out.row_stride()}, scale};
-    RunRows("Beta", x.size(0), RowWidth(x), Vectors(RowWidth(x), x, out), body, stream);
+    RunRows<4>("Beta", x.size(0), RowWidth(x), Vectors<4>(RowWidth(x), x, out), body, stream);
   });
 }
 
@@ -438,7 +453,8 @@ void AddSkip(TensorView xs, TensorView d, TensorView out, Stream stream) {
     using T = decltype(tag);
     const AddSkipBody<T> body{RowsOf<const T>(xs), d.data<float>(), RowsOf<T>(out),
                               static_cast<int>(xs.size(2))};
-    RunRows("AddSkip", xs.size(0), RowWidth(xs), Vectors(RowWidth(xs), xs, out), body, stream);
+    RunRows<kTogether<T>>("AddSkip", xs.size(0), RowWidth(xs),
+                          Vectors<kTogether<T>>(RowWidth(xs), xs, out), body, stream);
   });
 }
 
@@ -446,7 +462,8 @@ void EluPlusOne(TensorView x, Stream stream) {
   WithActivation(x.dtype(), [&](auto tag) {
     using T = decltype(tag);
     const EluPlusOneBody<T> body{RowsOf<T>(x)};
-    RunRows("EluPlusOne", x.size(0), RowWidth(x), Vectors(RowWidth(x), x), body, stream);
+    RunRows<kTogether<T>>("EluPlusOne", x.size(0), RowWidth(x),
+                          Vectors<kTogether<T>>(RowWidth(x), x), body, stream);
   });
 }
 
@@ -459,7 +476,7 @@ void DivideByLast(TensorView x, float eps, TensorView out, Stream stream) {
     using T = decltype(tag);
     const DivideByLastBody<T> body{RowsOf<const T>(x), RowsOf<T>(out),
                                    static_cast<int>(out.size(2)), eps};
-    RunRows("DivideByLast", x.size(0), RowWidth(out), false, body, stream);
+    RunRows<1>("DivideByLast", x.size(0), RowWidth(out), false, body, stream);
   });
 }
 

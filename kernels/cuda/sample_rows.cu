@@ -91,15 +91,21 @@ __device__ __forceinline__ Partial Join(const Partial& a, const Partial& b, floa
 }
 __device__ __forceinline__ Partial Nothing() { return {{kNever, 0.0f, -1}, kNever, 0.0f, 0.0f}; }
 
-// The lower lanes' parts first: floats add up the same way every time.
-__device__ __forceinline__ Partial WarpJoin(Partial mine, float scale) {
-#pragma unroll
+// The lower lanes' parts first: floats add up the same way every time. Without `sums` only the best
+// and the maximum are joined.
+__device__ __noinline__ Partial WarpJoin(Partial mine, float scale, bool sums) {
+#pragma unroll 1
   for (int i = 1; i < kWarp; i *= 2) {
     Partial other;
     other.best.max = __shfl_xor_sync(0xffffffffu, mine.best.max, i);
     other.best.lead = __shfl_xor_sync(0xffffffffu, mine.best.lead, i);
     other.best.block = __shfl_xor_sync(0xffffffffu, mine.best.block, i);
     other.max = __shfl_xor_sync(0xffffffffu, mine.max, i);
+    if (!sums) {
+      if (Better(other.best, mine.best, scale)) mine.best = other.best;
+      mine.max = fmaxf(mine.max, other.max);
+      continue;
+    }
     other.mass = __shfl_xor_sync(0xffffffffu, mine.mass, i);
     other.mass_at_one = __shfl_xor_sync(0xffffffffu, mine.mass_at_one, i);
     const bool lower = (threadIdx.x & i) == 0;
@@ -145,7 +151,7 @@ __device__ __forceinline__ Partial Scan(const SampleJob& job, const RowPlan& row
       mine = Join(mine, found, scale);
     }
   }
-  return WarpJoin(mine, scale);
+  return WarpJoin(mine, scale, (flags & (kRowMeasures | kRowLogprob)) != 0);
 }
 
 // By one warp: what is reported about the token.
@@ -225,7 +231,8 @@ __global__ __launch_bounds__(kSampleThreads,
   // From here on the first warp is enough, unless there is something to select.
   if (warp > 0 && !selects) return;
   if (warp == 0) {
-    Partial all = WarpJoin(lane < kSampleWarps ? shared.partials[lane] : Nothing(), scale);
+    const bool sums = (flags & (kRowMeasures | kRowLogprob)) != 0;
+    Partial all = WarpJoin(lane < kSampleWarps ? shared.partials[lane] : Nothing(), scale, sums);
     bool arrived_last = true;
     if (split > 1) {
       uint32_t before = 0;
@@ -239,6 +246,7 @@ __global__ __launch_bounds__(kSampleThreads,
       if (arrived_last) {
         all = Nothing();
         const Partial* parts = job.partials + int64_t{row_index} * split;
+#pragma unroll 1
         for (int i = lane; i < split; i += kWarp) {
           const auto* words = reinterpret_cast<const float*>(parts + i);
           const Partial part = {
@@ -248,7 +256,7 @@ __global__ __launch_bounds__(kSampleThreads,
               __ldcg(words + 5)};
           all = Join(all, part, scale);
         }
-        all = WarpJoin(all, scale);
+        all = WarpJoin(all, scale, sums);
         if (lane == 0) job.arrived[row_index] = 0;
       }
     }

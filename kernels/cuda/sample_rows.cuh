@@ -137,7 +137,7 @@ __device__ __forceinline__ float BlockMax(const float (&x)[kPerLane]) {
   float max = x[0];
 #pragma unroll
   for (int i = 1; i < kPerLane; ++i) max = fmaxf(max, x[i]);
-  return WarpMax(max);
+  return FromKey(__reduce_max_sync(0xffffffffu, KeyOf(max)));
 }
 // Sum of 2^((x - max) * scale); max is finite.
 __device__ __forceinline__ float BlockMass(const float (&x)[kPerLane], float max, float scale) {
@@ -158,19 +158,12 @@ __device__ __forceinline__ bool Better(const Best& a, const Best& b, float scale
   const float difference = (a.max - b.max) * scale + (a.lead - b.lead);
   return difference > 0.0f || (difference == 0.0f && a.block < b.block);
 }
-__device__ __forceinline__ Best WarpBest(Best best, float scale) {
-#pragma unroll
-  for (int i = kWarp / 2; i > 0; i /= 2) {
-    const Best other = {__shfl_xor_sync(0xffffffffu, best.max, i),
-                        __shfl_xor_sync(0xffffffffu, best.lead, i),
-                        __shfl_xor_sync(0xffffffffu, best.block, i)};
-    if (Better(other, best, scale)) best = other;
-  }
-  return best;
-}
+
+// Much of this code runs once per row, where fetching instructions takes longer than executing
+// them: hence calls and loops that are not unrolled.
 
 // How far ahead a block of this mass is in the race of blocks.
-__device__ __forceinline__ float LeadOf(const RowPlan& row, int block, float mass) {
+static __device__ __noinline__ float LeadOf(const RowPlan& row, int block, float mass) {
   const auto words = Philox(row.seed, row.draw, BlockNoiseStream(block));
   uint32_t bits = words[0];
 #pragma unroll
@@ -179,8 +172,8 @@ __device__ __forceinline__ float LeadOf(const RowPlan& row, int block, float mas
 }
 
 // The id of a block that wins; x holds -infinity for those that may not. The same in all lanes.
-__device__ __forceinline__ int32_t WinnerInBlock(const RowPlan& row, int block,
-                                                 const float (&x)[kPerLane], float max) {
+static __device__ __noinline__ int32_t WinnerInBlock(const RowPlan& row, int block, const float* x,
+                                                     float max) {
   float best = kNever;
   int32_t id = INT32_MAX;
   const bool draws = (row.flags & kRowDraws) != 0;
@@ -198,7 +191,7 @@ __device__ __forceinline__ int32_t WinnerInBlock(const RowPlan& row, int block,
       if (key > best || (key == best && first + i < id)) best = key, id = first + i;
     }
   }
-#pragma unroll
+#pragma unroll 1
   for (int i = kWarp / 2; i > 0; i /= 2) {
     const float other = __shfl_xor_sync(0xffffffffu, best, i);
     const int32_t other_id = __shfl_xor_sync(0xffffffffu, id, i);

@@ -88,8 +88,12 @@ __device__ __forceinline__ void ForBlocks(const Selection& s, uint32_t least, co
       float x[kPerLane], y[kPerLane];
       LoadBlock<kVectors>(s.job, s.logits, first, x);
       if (second >= 0) LoadBlock<kVectors>(s.job, s.logits, second, y);
-      body(first, x);
-      if (second >= 0) body(second, y);
+#pragma unroll 1
+      for (int block = first; block >= 0; block = block == first ? second : -1) {
+        body(block, x);
+#pragma unroll
+        for (int i = 0; i < kPerLane; ++i) x[i] = y[i];
+      }
     }
   }
 }
@@ -112,19 +116,25 @@ __device__ __forceinline__ int PowerOfTwo(int count) {
   return count <= 2 ? 2 : 1 << (32 - __clz(count - 1));
 }
 
-// The key that `count` block maxima reach, or the lowest where there are fewer.
+// A key that `count` block maxima reach, and not many more; the lowest where there are fewer.
 __device__ __forceinline__ uint32_t BlockBound(const Selection& s, int count) {
-  if (count > s.job.blocks) return kLowestKey;
-  uint64_t* list = s.shared.select.candidates;
-  const int size = PowerOfTwo(s.job.blocks);
-  __syncthreads();
-  for (int i = threadIdx.x; i < size; i += kSampleThreads) {
-    list[i] = i < s.job.blocks ? uint64_t{KeyOf(__ldcg(s.block_max + i))} : 0;
+  static_assert(kMaxBlocks == 2 * kSampleThreads);
+  uint32_t keys[2];
+  for (int i = 0; i < 2; ++i) {
+    const int block = static_cast<int>(threadIdx.x) + i * kSampleThreads;
+    keys[i] = block < s.job.blocks ? KeyOf(__ldcg(s.block_max + block)) : 0;
   }
-  Sort(list, size);
-  const uint32_t key = static_cast<uint32_t>(list[count - 1]);
-  __syncthreads();
-  return key < kLowestKey ? kLowestKey : key;
+  // Bit by bit; soon enough it is close enough.
+  const int enough = count + count / 4 + 8;
+  uint32_t bound = 0;
+#pragma unroll 1
+  for (uint32_t bit = 0x80000000u; bit != 0; bit >>= 1) {
+    const int reach = __syncthreads_count(keys[0] >= (bound | bit)) +
+                      __syncthreads_count(keys[1] >= (bound | bit));
+    if (reach >= count) bound |= bit;
+    if (reach >= count && reach <= enough) break;
+  }
+  return max(bound, kLowestKey);
 }
 
 // Sorts all that `cut` keeps into the candidates. Their number; more than kMaxCandidates: too many.
