@@ -238,7 +238,9 @@ void RecurrenceChunk(const RecurrenceArgs& args, Stream stream) {
       << args.q.ToString() << " " << args.k.ToString() << " " << args.v.ToString() << " "
       << args.out.ToString();
   if (args.slots.size(0) == 0 || args.q.size(0) == 0) return;
-  if (VectorChunkSupported(args)) {
+  if (ScalarChunkSupported(args)) {
+    ScalarChunk(args, stream);
+  } else if (VectorChunkSupported(args)) {
     VectorChunk(args, stream);
   } else {
     AnyChunk(args, stream);
@@ -246,8 +248,9 @@ void RecurrenceChunk(const RecurrenceArgs& args, Stream stream) {
 }
 
 int64_t RecurrenceChunkScratchBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences) {
-  if (VectorChunkSupported(args)) return VectorChunkScratchBytes(args, tokens, sequences);
-  return 0;
+  if (ScalarChunkSupported(args)) return ScalarChunkScratchBytes(args, tokens, sequences);
+  // There may be no pointers yet, so dims decide alone.
+  return VectorChunkScratchBytes(args, tokens, sequences);
 }
 
 }  // namespace weir::kernels::gpu

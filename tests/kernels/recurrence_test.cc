@@ -66,6 +66,14 @@ std::vector<Case> Cases() {
       {"gla_128", vector, add, 4, 4, 2, 2, 2, 128, 128, kRagged},
       {"kda_128_long", vector, delta, 1, 1, 1, 1, 1, 128, 128, {300}},
       {"gla_128_long", vector, add, 1, 1, 1, 1, 1, 128, 128, {300}},
+      {"gdn_128_ragged", scalar, delta, 4, 2, 2, 4, 1, 128, 128, kRagged},
+      {"gdn_128_uneven", scalar, delta, 8, 4, 2, 8, 1, 128, 64, {66, 3}},
+      {"gdn_64_ragged", scalar, delta, 2, 2, 2, 2, 1, 64, 64, kRagged},
+      {"gdn_128_long", scalar, delta, 1, 1, 1, 1, 1, 128, 128, {300}},
+      {"delta_64_by_128", none, delta, 2, 2, 2, 2, 1, 64, 128, kRagged},
+      {"linear_128", none, add, 2, 2, 2, 2, 1, 128, 128, kRagged},
+      {"mamba2_128_by_64", scalar, add, 4, 1, 1, 4, 1, 128, 64, kRagged},
+      {"retnet_64_by_128", scalar, add, 2, 2, 2, 2, 1, 64, 128, kRagged, Gate::kFixed},
       {"tiny", vector, delta, 1, 1, 1, 1, 1, 1, 1, {40, 3}},
       {"one_value", scalar, delta, 2, 1, 1, 2, 1, 7, 1, {40, 3}},
   };
@@ -88,6 +96,8 @@ std::vector<Case> Cases() {
     for (Update update : {add, delta}) {
       cases.push_back({std::string("gate_") + name + (update == add ? "_gla_128" : "_kda_128"),
                        vector, update, 1, 1, 1, 1, 1, 128, 128, some, gate});
+      cases.push_back({std::string("gate_") + name + (update == add ? "_mamba2_128" : "_gdn_128"),
+                       scalar, update, 1, 1, 1, 1, 1, 128, 64, some, gate});
     }
   }
   for (auto [name, betas] : {std::pair{"zero", Betas::kZero},
@@ -107,6 +117,8 @@ std::vector<Case> Cases() {
       if (keys == Keys::kSame || keys == Keys::kSometimesZero) {
         cases.push_back({std::string("kda_128_beta_") + name + "_keys_" + keys_name, vector, delta,
                          1, 1, 1, 1, 1, 128, 128, some, Gate::kZero, betas, keys});
+        cases.push_back({std::string("gdn_128_beta_") + name + "_keys_" + keys_name, scalar, delta,
+                         1, 1, 1, 1, 1, 128, 64, some, Gate::kZero, betas, keys});
       }
     }
   }
