@@ -6,6 +6,7 @@
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
+#include <cstring>
 #include <vector>
 
 #include "core/cuda/check.h"
@@ -164,6 +165,28 @@ void Check(const Shape& shape, cudaStream_t native) {
       RelativeError(work.State(), exact.State()));
 }
 
+// Whether a sequence gets the same bits alone as among others that fill the device.
+void CheckAlone(Shape shape, cudaStream_t native) {
+  const Stream stream{Device::kCuda, nullptr, native};
+  std::vector<float> outs[2], states[2];
+  for (const bool alone : {false, true}) {
+    if (alone) shape.batch = 1;
+    const Work work(shape, DType::kBF16, native);
+    RecurrenceArgs args = work.Args();
+    const Memory scratch(gpu::RecurrenceChunkScratchBytes(args, args.q.size(0), shape.batch) + 256);
+    args.scratch = scratch.data;
+    gpu::RecurrenceChunk(args, stream);
+    WEIR_CUDA_CHECK(cudaDeviceSynchronize());
+    outs[alone] = work.Out();
+    states[alone] = work.State();
+  }
+  const auto same = [](const std::vector<float>& all, const std::vector<float>& one) {
+    return std::memcmp(all.data(), one.data(), one.size() * 4) == 0;
+  };
+  std::printf("{\"op\": \"%s\", \"alone_same_bits\": %s}\n", shape.name,
+              same(outs[0], outs[1]) && same(states[0], states[1]) ? "true" : "false");
+}
+
 void Time(const Shape& shape, int replays, cudaStream_t native) {
   const Stream stream{Device::kCuda, nullptr, native};
   Work work(shape, DType::kBF16, native);
@@ -203,6 +226,7 @@ int Main(int argc, char** argv) {
     for (const float gate : {-0.1f, -1.0f, -6.0f, -100.0f}) {
       Check({name, update, 2, 1000, 4, gate}, native);
     }
+    CheckAlone({name, update, 4, 500, 32, -0.5f}, native);
     for (const auto [batch, tokens, heads] :
          {std::array{1, 4096, 32}, {1, 16384, 32}, {8, 2048, 32}, {4, 8192, 64}, {1, 16384, 8}}) {
       Time({name, update, batch, tokens, heads, -0.5f}, replays, native);

@@ -24,6 +24,13 @@ int64_t ChunksAtOnce(const RecurrenceArgs& args) {
   return std::max<int64_t>(1, kTilesAtOnce / args.heads);
 }
 
+// What does not depend on pointers and strides.
+bool UsualShape(const RecurrenceArgs& args) {
+  constexpr int kSharedBytes = 116 * 1024;  // what the largest block without warpgroups takes
+  return cuda::Device().max_shared_bytes >= kSharedBytes && args.decay == Decay::kVector &&
+         args.q.dtype() == DType::kBF16 && args.q.size(2) == kDim && args.v.size(2) == kDim;
+}
+
 bool Aligned(const TensorView& x, int64_t bytes) {
   return reinterpret_cast<uintptr_t>(x.raw()) % static_cast<uintptr_t>(bytes) == 0 &&
          (x.size(0) <= 1 || x.row_stride() * DTypeSize(x.dtype()) % bytes == 0);
@@ -32,20 +39,18 @@ bool Aligned(const TensorView& x, int64_t bytes) {
 }  // namespace
 
 bool VectorChunkSupported(const RecurrenceArgs& args) {
-  const auto& device = cuda::Device();
-  if (device.max_shared_bytes < 180 * 1024 && device.major < 9) return false;
-  if (args.decay != Decay::kVector || args.q.dtype() != DType::kBF16) return false;
-  if (args.q.size(2) != kDim || args.v.size(2) != kDim) return false;
+  if (!UsualShape(args)) return false;
   if ((reinterpret_cast<uintptr_t>(args.state) | static_cast<uintptr_t>(args.slot_stride_bytes)) %
           8 !=
       0) {
     return false;
   }
-  return Aligned(args.q, 4) && Aligned(args.k, 4) && Aligned(args.v, 16) && Aligned(args.g, 8) &&
+  return Aligned(args.q, 16) && Aligned(args.k, 16) && Aligned(args.v, 16) && Aligned(args.g, 8) &&
          Aligned(args.out, 16);
 }
 
 int64_t VectorChunkScratchBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences) {
+  if (!UsualShape(args)) return 0;
   const int64_t chunks = std::min(tokens / kChunk + sequences, ChunksAtOnce(args));
   return chunks * args.heads * TileBytes(args);
 }
@@ -82,6 +87,7 @@ void VectorChunk(const RecurrenceArgs& args, Stream stream) {
   p.state = static_cast<char*>(args.state);
   p.slot_stride_bytes = args.slot_stride_bytes;
   p.tiles = static_cast<char*>(args.scratch);
+  const auto& device = cuda::Device();
   const int32_t* offsets = args.host_offsets;
   const int last = p.sequences - 1;
   const int chunks = vector_chunk::FirstChunk(offsets, last) +
@@ -90,7 +96,11 @@ void VectorChunk(const RecurrenceArgs& args, Stream stream) {
     p.chunks = static_cast<int>(std::min<int64_t>(chunks - p.first_chunk, ChunksAtOnce(args)));
     if (p.chunks <= 0) return;
     vector_chunk::PrepareChunks(p, delta, stream);
-    vector_chunk::ScanChunks(p, delta, stream);
+    if (device.major == 9 && device.minor == 0) {
+      vector_chunk::ScanChunksWarpgroup(p, delta, args.v.size(0), stream);
+    } else {
+      vector_chunk::ScanChunks(p, delta, stream);
+    }
   }
 }
 

@@ -6,35 +6,42 @@ namespace weir::kernels::gpu::vector_chunk {
 namespace {
 
 constexpr int kThreads = 256, kBlocks = kChunk / kBlock;
+constexpr int kBlockPairs = kBlocks * (kBlocks + 1) / 2;
 constexpr float kLog2E = 1.4426950408889634f;
 constexpr float kMaxSpan = 60.0f * kLog2E;  // of the log decays of a block, in octaves
-constexpr int kMStride = 68;                // floats of a row of M and T
 
-// Shared memory, in bytes. What a later step puts over an earlier one's operands: T and beta T over
-// the scaled q and k, V over the keys scaled up, W over the keys scaled to the block's end.
-constexpr int kQDown = 0;                      // q E(G - G_start)
-constexpr int kKDown = kQDown + kMatrixBytes;  // k E(G - G_start)
-constexpr int kKUp = kKDown + kMatrixBytes;    // k E(G_start - G)
-constexpr int kKEnd = kKUp + kMatrixBytes;     // k E(G_end - G)
-constexpr int kKChunk = kKEnd + kMatrixBytes;  // k E(G), from the chunk's start
-constexpr int kM = kKChunk + kMatrixBytes;     // M, f32 [64][kMStride]
-constexpr int kT = kQDown;                     // T without beta, f32 [64][kMStride]
-constexpr int kTBeta = kQDown + 24576;         // T, bf16 [64][64]
-constexpr int kV = kKUp;
-constexpr int kW = kKEnd;
-static_assert(kT + kChunk * kMStride * 4 <= kTBeta && kTBeta + kHalfBytes <= kKUp);
-
+// Shared memory, in bytes. The raw q and k arrive where what is made of them goes, and a later step
+// puts its operands over an earlier one's.
 template <bool kDelta>
 struct Layout {
-  // The additive rule has no scaled-down keys and nothing from kKChunk on.
-  static constexpr int kKeyDown = kDelta ? kKDown : kQDown;
-  static constexpr int kUp = kDelta ? kKUp : kMatrixBytes;
-  static constexpr int kEnd = kDelta ? kKEnd : 2 * kMatrixBytes;
-  static constexpr int kTotals = kDelta ? kM + kChunk * kMStride * 4 : 3 * kMatrixBytes;
-  static constexpr int kBeta = kTotals + kBlocks * kDim * 4;
+  static constexpr int kQDown = 0;                                 // q E(G - G_start)
+  static constexpr int kKDown = kMatrixBytes;                      // k E(G - G_start), delta
+  static constexpr int kKUp = kDelta ? 2 * kMatrixBytes : kKDown;  // k E(G_start - G)
+  static constexpr int kKEnd = kKUp + kMatrixBytes;                // k E(G_end - G), 48 rows
+  static constexpr int kTotals = kKEnd + (kChunk - kBlock) * 128;  // sums of a block's decays
+  static constexpr int kRawK = kKDown;
+  static constexpr int kM = kKEnd + kMatrixBytes;  // M, blocks (BlockAt)
+  static constexpr int kBeta = kDelta ? kM + kBlockPairs * kBlock * kBlock * 4 : kM;
   static constexpr int kWide = kBeta + kChunk * 4;  // by warp
   static constexpr int kBytes = kWide + kThreads / kWarp * 4;
 };
+// What the delta rule puts over operands that have been used.
+struct Inverse : Layout<true> {
+  static constexpr int kT = kQDown;                  // (1 + M)^-1, blocks
+  static constexpr int kTBeta = kKEnd + kHalfBytes;  // T, bf16 [64][64]
+  static constexpr int kV = kKUp;
+  static constexpr int kW = kQDown;
+};
+static_assert(kBlocks * kDim * 4 <= kBlock * 128);
+
+// f32 blocks on and below the diagonal, one after the other; an element's columns are permuted so
+// that the lanes of a product meet different banks.
+__device__ __forceinline__ int BlockAt(int r, int s) {
+  return (r * (r + 1) / 2 + s) * kBlock * kBlock;
+}
+__device__ __forceinline__ int InBlock(int i, int j) {
+  return i * kBlock + (j ^ ((i >> 1 & 3) << 2));
+}
 
 // What a block works on.
 struct Chunk {
@@ -48,24 +55,37 @@ struct Lane {
   int group = lane / 4, pair = lane % 4 * 2;  // row and first column in an m16n8 product
 };
 
+// 64 rows of 128 channels, zeros beyond the chunk's tokens.
+__device__ __forceinline__ void LoadRows(const bf16* from, int64_t stride, int count, char* to) {
+  const uint32_t at = SharedAddress(to);
+#pragma unroll
+  for (int n = 0; n < kChunk * kDim / 8 / kThreads; ++n) {
+    const int i = n * kThreads + static_cast<int>(threadIdx.x);
+    const int row = i / (kDim / 8), channel = i % (kDim / 8) * 8;
+    const bool in = row < count;
+    CopyAsync(at + static_cast<uint32_t>(Swizzled(row, channel)),
+              from + (in ? row : 0) * stride + channel, in);
+  }
+}
+
 // Scales the rows of this thread's block and hands them on.
 template <bool kDelta>
 __device__ __forceinline__ void ScaleBlock(const Params& p, const Chunk& c, char* shared) {
   using L = Layout<kDelta>;
+  LoadRows(p.q + c.t0 * p.q_stride + c.head / p.q_group * kDim, p.q_stride, c.count,
+           shared + L::kQDown);
+  LoadRows(p.k + c.t0 * p.k_stride + c.head / p.k_group * kDim, p.k_stride, c.count,
+           shared + L::kRawK);
+  CommitCopies();
   const int block = static_cast<int>(threadIdx.x) / 64;
   const int channel = static_cast<int>(threadIdx.x) % 64 * 2, first = block * kBlock;
-  const bf16* q_at = p.q + c.t0 * p.q_stride + c.head / p.q_group * kDim + channel;
-  const bf16* k_at = p.k + c.t0 * p.k_stride + c.head / p.k_group * kDim + channel;
   const float* g_at = p.g + c.t0 * p.g_stride + c.head / p.g_group * kDim + channel;
   float2 g[kBlock];
-  uint32_t q[kBlock], k[kBlock];
 #pragma unroll
   for (int i = 0; i < kBlock; ++i) {
-    const int64_t row = first + i;
-    const bool in = row < c.count;
-    g[i] = in ? *reinterpret_cast<const float2*>(g_at + row * p.g_stride) : float2{0.0f, 0.0f};
-    q[i] = in ? *reinterpret_cast<const uint32_t*>(q_at + row * p.q_stride) : 0;
-    k[i] = in ? *reinterpret_cast<const uint32_t*>(k_at + row * p.k_stride) : 0;
+    const int row = first + i;
+    g[i] = row < c.count ? *reinterpret_cast<const float2*>(g_at + row * p.g_stride)
+                         : float2{0.0f, 0.0f};
   }
   float* beta = reinterpret_cast<float*>(shared + L::kBeta);
   if (kDelta && threadIdx.x < kChunk) {
@@ -84,6 +104,7 @@ __device__ __forceinline__ void ScaleBlock(const Params& p, const Chunk& c, char
   if (threadIdx.x % kWarp == 0) {
     reinterpret_cast<int*>(shared + L::kWide)[threadIdx.x / kWarp] = wide;
   }
+  WaitForCopies<0>();
   __syncthreads();
   float2 before = {0.0f, 0.0f}, after = {0.0f, 0.0f};
 #pragma unroll
@@ -98,37 +119,33 @@ __device__ __forceinline__ void ScaleBlock(const Params& p, const Chunk& c, char
     reinterpret_cast<float2*>(c.tile + TileD(kDelta))[channel / 2] = {Exp2(before.x + total.x),
                                                                       Exp2(before.y + total.y)};
   }
+  const auto word = [&](int base, int at) {
+    return reinterpret_cast<uint32_t*>(shared + base + at);
+  };
+  // From behind: differences of running sums would not do, they may be infinite.
   float2 sum = {0.0f, 0.0f};
+#pragma unroll
+  for (int i = kBlock - 1; i >= 0; --i) {
+    const int at = Swizzled(first + i, channel);
+    const uint32_t k = *word(L::kRawK, at);
+    const float2 key = {Low(k) * Exp2(sum.x), High(k) * Exp2(sum.y)};
+    if (block < kBlocks - 1) *word(L::kKEnd, at) = Pack(key.x, key.y);
+    *reinterpret_cast<uint32_t*>(c.tile + kTileK + at) = Pack(key.x * to_end.x, key.y * to_end.y);
+    sum.x += g[i].x, sum.y += g[i].y;
+  }
+  sum = {0.0f, 0.0f};
 #pragma unroll
   for (int i = 0; i < kBlock; ++i) {
     sum.x += g[i].x, sum.y += g[i].y;
     const int at = Swizzled(first + i, channel);
+    const uint32_t q = *word(L::kQDown, at), k = *word(L::kRawK, at);
     const float2 down = {Exp2(sum.x), Exp2(sum.y)};
-    const float2 query = {Low(q[i]) * p.scale * down.x, High(q[i]) * p.scale * down.y};
-    *reinterpret_cast<uint32_t*>(shared + kQDown + at) = Pack(query.x, query.y);
+    const float2 query = {Low(q) * p.scale * down.x, High(q) * p.scale * down.y};
+    *word(L::kQDown, at) = Pack(query.x, query.y);
     *reinterpret_cast<uint32_t*>(c.tile + kTileQ + at) =
         Pack(query.x * from_start.x, query.y * from_start.y);
-    const float2 key = {Low(k[i]), High(k[i])};
-    *reinterpret_cast<uint32_t*>(shared + L::kUp + at) =
-        Pack(key.x * Exp2(-sum.x), key.y * Exp2(-sum.y));
-    if constexpr (kDelta) {
-      const float2 scaled = {key.x * down.x, key.y * down.y};
-      *reinterpret_cast<uint32_t*>(shared + kKDown + at) = Pack(scaled.x, scaled.y);
-      *reinterpret_cast<uint32_t*>(shared + kKChunk + at) =
-          Pack(scaled.x * from_start.x, scaled.y * from_start.y);
-    }
-  }
-  // From behind: differences of running sums would not do, they may be infinite.
-  sum = {0.0f, 0.0f};
-#pragma unroll
-  for (int i = kBlock - 1; i >= 0; --i) {
-    const int at = Swizzled(first + i, channel);
-    const float2 key = {Low(k[i]) * Exp2(sum.x), High(k[i]) * Exp2(sum.y)};
-    if (block < kBlocks - 1) {
-      *reinterpret_cast<uint32_t*>(shared + L::kEnd + at) = Pack(key.x, key.y);
-    }
-    *reinterpret_cast<uint32_t*>(c.tile + kTileK + at) = Pack(key.x * to_end.x, key.y * to_end.y);
-    sum.x += g[i].x, sum.y += g[i].y;
+    *word(L::kKUp, at) = Pack(Low(k) * Exp2(-sum.x), High(k) * Exp2(-sum.y));
+    if constexpr (kDelta) *word(L::kKDown, at) = Pack(Low(k) * down.x, High(k) * down.y);
   }
 }
 
@@ -145,8 +162,8 @@ template <bool kDelta>
 __device__ __forceinline__ void BlockProduct(char* shared, const Lane& l, bool keys, int r, int s,
                                              float (&sums)[2][4]) {
   using L = Layout<kDelta>;
-  const uint32_t a_at = SharedAddress(shared + (keys ? L::kKeyDown : kQDown));
-  const uint32_t b_at = SharedAddress(shared + (r == s ? L::kUp : L::kEnd));
+  const uint32_t a_at = SharedAddress(shared + (keys ? L::kKDown : L::kQDown));
+  const uint32_t b_at = SharedAddress(shared + (r == s ? L::kKUp : L::kKEnd));
   const float2* totals = reinterpret_cast<const float2*>(shared + L::kTotals);
 #pragma unroll
   for (int kk = 0; kk < kDim; kk += 16) {
@@ -201,7 +218,7 @@ __device__ __noinline__ void ExactBlock(const Params& p, const Chunk c, const fl
       product = WarpSum(product);
       if (lane != 0) continue;
       if (keys) {
-        m[row * kMStride + column] = i > j ? beta[row] * product : 0.0f;
+        m[BlockAt(block, block) + InBlock(i, j)] = i > j ? beta[row] * product : 0.0f;
       } else {
         Store(reinterpret_cast<bf16*>(c.tile + kTileP +
                                       Swizzled(static_cast<int>(row), static_cast<int>(column))),
@@ -217,11 +234,11 @@ template <bool kDelta>
 __device__ __forceinline__ void Products(const Params& p, const Chunk& c, char* shared,
                                          const Lane& l) {
   using L = Layout<kDelta>;
-  float* m = reinterpret_cast<float*>(shared + kM);
+  float* m = kDelta ? reinterpret_cast<float*>(shared + L::kM) : nullptr;
   const float* beta = reinterpret_cast<const float*>(shared + L::kBeta);
   const int* wide = reinterpret_cast<const int*>(shared + L::kWide);
-  constexpr int kPairs = kBlocks * (kBlocks + 1) / 2, kKinds = kDelta ? 2 : 1;
-  for (int task = l.warp; task < kPairs * kKinds; task += kThreads / kWarp) {
+  constexpr int kKinds = kDelta ? 2 : 1;
+  for (int task = l.warp; task < kBlockPairs * kKinds; task += kThreads / kWarp) {
     const bool keys = kDelta && task % 2 == 1;
     int r = 0, s = task / kKinds;
     while (s > r) s -= ++r;
@@ -244,7 +261,8 @@ __device__ __forceinline__ void Products(const Params& p, const Chunk& c, char* 
           y = j + 1 <= last ? y : 0.0f;
         }
         if (keys) {
-          *reinterpret_cast<float2*>(m + row * kMStride + column) = {beta[row] * x, beta[row] * y};
+          *reinterpret_cast<float2*>(m + BlockAt(r, s) + InBlock(i, j)) = {beta[row] * x,
+                                                                           beta[row] * y};
         } else {
           StoreP(c, row, column, x, y);
         }
@@ -259,38 +277,35 @@ __device__ __forceinline__ void Products(const Params& p, const Chunk& c, char* 
   }
 }
 
-// Column `lane` of the inverse of 1 + block b of M's diagonal.
-__device__ __forceinline__ void InvertBlock(const float* m, float* t, int b, int lane) {
-  m += b * kBlock * (kMStride + 1);
-  t += b * kBlock * (kMStride + 1);
+// Column `lane` of the inverse of 1 + m, a block on M's diagonal.
+__device__ __forceinline__ void InvertBlock(const float* m, float* t, int lane) {
   float x[kBlock];
 #pragma unroll
   for (int i = 0; i < kBlock; ++i) {
     float sum[2] = {i == lane ? 1.0f : 0.0f, 0.0f};
 #pragma unroll
-    for (int j = 0; j < i; ++j) sum[j % 2] = fmaf(-m[i * kMStride + j], x[j], sum[j % 2]);
+    for (int j = 0; j < i; ++j) sum[j % 2] = fmaf(-m[InBlock(i, j)], x[j], sum[j % 2]);
     x[i] = sum[0] + sum[1];
   }
   if (lane < kBlock) {
 #pragma unroll
-    for (int i = 0; i < kBlock; ++i) t[i * kMStride + lane] = x[i];
+    for (int i = 0; i < kBlock; ++i) t[InBlock(i, lane)] = x[i];
   }
 }
 
-// sums += a b for 16x16 blocks in shared memory.
+// sums += a b for blocks in shared memory.
 __device__ __forceinline__ void BlockTf32(const float* a, const float* b, const Lane& l,
                                           float (&sums)[2][4]) {
   const int column = l.lane % 4;
 #pragma unroll
   for (int kk = 0; kk < kBlock; kk += 8) {
-    const uint32_t left[4] = {Tf32(a[l.group * kMStride + kk + column]),
-                              Tf32(a[(l.group + 8) * kMStride + kk + column]),
-                              Tf32(a[l.group * kMStride + kk + column + 4]),
-                              Tf32(a[(l.group + 8) * kMStride + kk + column + 4])};
+    const uint32_t left[4] = {
+        Tf32(a[InBlock(l.group, kk + column)]), Tf32(a[InBlock(l.group + 8, kk + column)]),
+        Tf32(a[InBlock(l.group, kk + column + 4)]), Tf32(a[InBlock(l.group + 8, kk + column + 4)])};
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
-      const uint32_t right[2] = {Tf32(b[(kk + column) * kMStride + n * 8 + l.group]),
-                                 Tf32(b[(kk + column + 4) * kMStride + n * 8 + l.group])};
+      const uint32_t right[2] = {Tf32(b[InBlock(kk + column, n * 8 + l.group)]),
+                                 Tf32(b[InBlock(kk + column + 4, n * 8 + l.group)])};
       MmaTf32(sums[n], left, right);
     }
   }
@@ -299,51 +314,75 @@ __device__ __forceinline__ void StoreBlock(float* to, const Lane& l, float sign,
                                            const float (&sums)[2][4]) {
 #pragma unroll
   for (int n = 0; n < 2; ++n) {
-    float* at = to + l.group * kMStride + n * 8 + l.pair;
-    *reinterpret_cast<float2*>(at) = {sign * sums[n][0], sign * sums[n][1]};
-    *reinterpret_cast<float2*>(at + 8 * kMStride) = {sign * sums[n][2], sign * sums[n][3]};
+    *reinterpret_cast<float2*>(to + InBlock(l.group, n * 8 + l.pair)) = {sign * sums[n][0],
+                                                                         sign * sums[n][1]};
+    *reinterpret_cast<float2*>(to + InBlock(l.group + 8, n * 8 + l.pair)) = {sign * sums[n][2],
+                                                                             sign * sums[n][3]};
   }
 }
 
 // T(r, s) = -T(r, r) sum over s <= n < r of M(r, n) T(n, s), distance by distance.
 __device__ __forceinline__ void Invert(const float* m, float* t, const Lane& l) {
-  const auto block = [](int r, int s) { return (r * kMStride + s) * kBlock; };
-  if (l.warp < kBlocks) InvertBlock(m, t, l.warp, l.lane);
+  if (l.warp < kBlocks) {
+    const int at = BlockAt(l.warp, l.warp);
+    InvertBlock(m + at, t + at, l.lane);
+  }
   __syncthreads();
   for (int distance = 1; distance < kBlocks; ++distance) {
     const int s = l.warp, r = s + distance;
     if (r < kBlocks) {
+      float* to = t + BlockAt(r, s);
       float sums[2][4] = {};
-      for (int n = s; n < r; ++n) BlockTf32(m + block(r, n), t + block(n, s), l, sums);
-      StoreBlock(t + block(r, s), l, 1.0f, sums);
+      for (int n = s; n < r; ++n) BlockTf32(m + BlockAt(r, n), t + BlockAt(n, s), l, sums);
+      StoreBlock(to, l, 1.0f, sums);
       __syncwarp();
       float product[2][4] = {};
-      BlockTf32(t + block(r, r), t + block(r, s), l, product);
+      BlockTf32(t + BlockAt(r, r), to, l, product);
       __syncwarp();
-      StoreBlock(t + block(r, s), l, -1.0f, product);
+      StoreBlock(to, l, -1.0f, product);
     }
     __syncthreads();
   }
 }
 
-// W = T K and U^T = V^T T^T: warp w has the channels [16 w, 16 w + 16) of both.
-__device__ __forceinline__ void ApplyInverse(const Chunk& c, char* shared, const Lane& l) {
-  const uint32_t t_at = SharedAddress(shared + kTBeta), k_at = SharedAddress(shared + kKChunk);
-  const uint32_t v_at = SharedAddress(shared + kV);
-  float w[kBlocks][2][4] = {}, u[2 * kBlocks][4] = {};
+// T diag(beta) as bf16; blocks above the diagonal are not written.
+__device__ __forceinline__ void RoundT(const float* t, const float* beta, char* to) {
+  constexpr int kPairsOfBlock = kBlock * kBlock / 2;
+  for (int i = static_cast<int>(threadIdx.x); i < kBlockPairs * kPairsOfBlock; i += kThreads) {
+    int r = 0, s = i / kPairsOfBlock;
+    while (s > r) s -= ++r;
+    const int row = i % kPairsOfBlock / (kBlock / 2), column = i % (kBlock / 2) * 2;
+    const float2 x = *reinterpret_cast<const float2*>(t + BlockAt(r, s) + InBlock(row, column));
+    const float* scale = beta + s * kBlock + column;
+    *reinterpret_cast<uint32_t*>(to + Swizzled(r * kBlock + row, s * kBlock + column)) =
+        Pack(x.x * scale[0], x.y * scale[1]);
+  }
+}
+
+// W = T K, with K = k E(G): warp w has the channels [16 w, 16 w + 16).
+__device__ __forceinline__ void MultiplyKeys(char* shared, const Lane& l) {
+  using L = Inverse;
+  const uint32_t t_at = SharedAddress(shared + L::kTBeta);
+  const uint32_t k_at = SharedAddress(shared + L::kKDown);
+  const float* totals = reinterpret_cast<const float*>(shared + L::kTotals) + l.warp * 16 + l.group;
+  float w[kBlocks][2][4] = {};
+  float2 before = {0.0f, 0.0f};  // of channels group and group + 8
 #pragma unroll
   for (int s = 0; s < kBlocks; ++s) {
-    uint32_t k[4], v[4];
+    uint32_t k[4];
     LoadTransposed(k_at + static_cast<uint32_t>(RowsOfA(l, s * kBlock, l.warp * 16)), k);
-    LoadTransposed(v_at + static_cast<uint32_t>(RowsOfB(l, s * kBlock, l.warp * 16)), v);
+    if (s > 0) {
+      before.x += totals[(s - 1) * kDim], before.y += totals[(s - 1) * kDim + 8];
+      const float low = Exp2(before.x), high = Exp2(before.y);
+      k[0] = MultiplyPairs(k[0], Pack(low, low)), k[1] = MultiplyPairs(k[1], Pack(low, low));
+      k[2] = MultiplyPairs(k[2], Pack(high, high)), k[3] = MultiplyPairs(k[3], Pack(high, high));
+    }
 #pragma unroll
     for (int r = s; r < kBlocks; ++r) {
       uint32_t t[4];
       LoadMatrices(t_at + static_cast<uint32_t>(RowsOfA(l, r * kBlock, s * kBlock)), t);
       Mma(w[r][0], t, k[0], k[1]);
       Mma(w[r][1], t, k[2], k[3]);
-      Mma(u[2 * r], v, t[0], t[2]);
-      Mma(u[2 * r + 1], v, t[1], t[3]);
     }
   }
 #pragma unroll
@@ -351,10 +390,30 @@ __device__ __forceinline__ void ApplyInverse(const Chunk& c, char* shared, const
 #pragma unroll
     for (int n = 0; n < 2; ++n) {
       const int row = r * kBlock + l.group, channel = l.warp * 16 + n * 8 + l.pair;
-      *reinterpret_cast<uint32_t*>(shared + kW + Swizzled(row, channel)) =
+      *reinterpret_cast<uint32_t*>(shared + L::kW + Swizzled(row, channel)) =
           Pack(w[r][n][0], w[r][n][1]);
-      *reinterpret_cast<uint32_t*>(shared + kW + Swizzled(row + 8, channel)) =
+      *reinterpret_cast<uint32_t*>(shared + L::kW + Swizzled(row + 8, channel)) =
           Pack(w[r][n][2], w[r][n][3]);
+    }
+  }
+}
+
+// U^T = V^T T^T, likewise.
+__device__ __forceinline__ void MultiplyValues(const Chunk& c, char* shared, const Lane& l) {
+  using L = Inverse;
+  const uint32_t t_at = SharedAddress(shared + L::kTBeta);
+  const uint32_t v_at = SharedAddress(shared + L::kV);
+  float u[2 * kBlocks][4] = {};
+#pragma unroll
+  for (int s = 0; s < kBlocks; ++s) {
+    uint32_t v[4];
+    LoadTransposed(v_at + static_cast<uint32_t>(RowsOfB(l, s * kBlock, l.warp * 16)), v);
+#pragma unroll
+    for (int r = s; r < kBlocks; ++r) {
+      uint32_t t[4];
+      LoadMatrices(t_at + static_cast<uint32_t>(RowsOfA(l, r * kBlock, s * kBlock)), t);
+      Mma(u[2 * r], v, t[0], t[2]);
+      Mma(u[2 * r + 1], v, t[1], t[3]);
     }
   }
   uint4* u_at = reinterpret_cast<uint4*>(c.tile + kTileU + l.warp * kUGroupBytes);
@@ -366,20 +425,8 @@ __device__ __forceinline__ void ApplyInverse(const Chunk& c, char* shared, const
   }
 }
 
-__device__ __forceinline__ void LoadV(const Params& p, const Chunk& c, char* shared) {
-  const bf16* v = p.v + c.t0 * p.v_stride + c.head / p.v_group * kDim;
-  const uint32_t to = SharedAddress(shared + kV);
-  for (int i = static_cast<int>(threadIdx.x); i < kChunk * kDim / 8; i += kThreads) {
-    const int row = i / (kDim / 8), channel = i % (kDim / 8) * 8;
-    const bool in = row < c.count;
-    CopyAsync(to + static_cast<uint32_t>(Swizzled(row, channel)),
-              v + (in ? row : 0) * p.v_stride + channel, in);
-  }
-  CommitCopies();
-}
-
 template <bool kDelta>
-__global__ void __launch_bounds__(kThreads, 2) PrepareKernel(const __grid_constant__ Params p) {
+__global__ void __launch_bounds__(kThreads, 3) PrepareKernel(const __grid_constant__ Params p) {
   extern __shared__ __align__(128) char shared[];
   using L = Layout<kDelta>;
   PdlLaunchDependents();
@@ -400,22 +447,18 @@ __global__ void __launch_bounds__(kThreads, 2) PrepareKernel(const __grid_consta
   Products<kDelta>(p, c, shared, l);
   if constexpr (kDelta) {
     __syncthreads();
-    LoadV(p, c, shared);
-    float* t = reinterpret_cast<float*>(shared + kT);
-    Invert(reinterpret_cast<const float*>(shared + kM), t, l);
-    const float* beta = reinterpret_cast<const float*>(shared + L::kBeta);
-    for (int i = static_cast<int>(threadIdx.x); i < kChunk * kChunk / 2; i += kThreads) {
-      const int row = i / (kChunk / 2), column = i % (kChunk / 2) * 2;
-      if (column / kBlock > row / kBlock) continue;
-      const float2 x = *reinterpret_cast<const float2*>(t + row * kMStride + column);
-      *reinterpret_cast<uint32_t*>(shared + kTBeta + Swizzled(row, column)) =
-          Pack(x.x * beta[column], x.y * beta[column + 1]);
-    }
+    LoadRows(p.v + c.t0 * p.v_stride + c.head / p.v_group * kDim, p.v_stride, c.count,
+             shared + Inverse::kV);
+    CommitCopies();
+    float* t = reinterpret_cast<float*>(shared + Inverse::kT);
+    Invert(reinterpret_cast<const float*>(shared + L::kM), t, l);
+    RoundT(t, reinterpret_cast<const float*>(shared + L::kBeta), shared + Inverse::kTBeta);
     WaitForCopies<0>();
     __syncthreads();
-    ApplyInverse(c, shared, l);
+    MultiplyKeys(shared, l);
+    MultiplyValues(c, shared, l);
     __syncthreads();
-    const uint4* from = reinterpret_cast<const uint4*>(shared + kW);
+    const uint4* from = reinterpret_cast<const uint4*>(shared + Inverse::kW);
     uint4* to = reinterpret_cast<uint4*>(c.tile + kTileW);
     for (int i = static_cast<int>(threadIdx.x); i < kMatrixBytes / 16; i += kThreads) {
       to[i] = from[i];

@@ -15,7 +15,7 @@ struct Stages {
   static constexpr int kFromTile = kDelta ? kTileU : kTile;
   [[maybe_unused]] static constexpr int kV = kFromTile;
   static constexpr int kBytes = (kDelta ? kFromTile : kFromTile + kHalfBytes + 127) / 128 * 128;
-  static constexpr int kCount = 3;
+  static constexpr int kCount = 2;
 };
 
 struct Scan {
