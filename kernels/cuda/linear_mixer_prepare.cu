@@ -1,5 +1,5 @@
 // What runs of several tokens give to the recurrence: one kernel convolves, activates and
-// normalises, a thread for 8 channels of a tile of tokens with the last inputs in its registers; a
+// normalises, a thread for a few channels of a tile of tokens with all its inputs in registers; a
 // second one computes the gates and, now that nobody reads the old windows any more, moves them on.
 #include <algorithm>
 
@@ -11,8 +11,8 @@
 namespace weir::kernels::gpu {
 namespace {
 
-constexpr int kThreads = 128, kVector = 8;
-constexpr int kTile = 32, kBatch = 4;  // tokens of a block, rows loaded at a time
+constexpr int kThreads = 128;
+constexpr int kTile = 16;  // tokens of a block
 constexpr int kMaxWidth = 4;
 
 struct Sequences {
@@ -49,6 +49,7 @@ struct ConvJob {
   bool aligned;
   int first, last;  // tokens
   const float *weight, *bias;
+  int width;  // at most the kernel's: taps beyond are zeros
   bool silu, l2_norm;
   float l2_eps;
   int dim_k;
@@ -56,18 +57,69 @@ struct ConvJob {
   T *q, *k, *v;
 };
 
-template <typename T>
-__device__ __forceinline__ void LoadRow(const T* p, bool aligned, float (&x)[kVector]) {
-  if (aligned) {
-    LoadN<kVector>(p, x);
-  } else {
+// kVector neighbouring elements of a row as they are in memory.
+template <typename T, int kVector>
+struct Raw {
+  uint32_t words[kVector * sizeof(T) / 4];
+
+  __device__ __forceinline__ void Load(const T* p, bool aligned) {
+    if (aligned) {
+      if constexpr (sizeof(words) == 8) {
+        const uint2 v = *reinterpret_cast<const uint2*>(p);
+        words[0] = v.x, words[1] = v.y;
+      } else {
 #pragma unroll
-    for (int i = 0; i < kVector; ++i) x[i] = Load(p + i);
+        for (int i = 0; i < static_cast<int>(sizeof(words) / 16); ++i) {
+          const uint4 v = reinterpret_cast<const uint4*>(p)[i];
+          words[4 * i] = v.x, words[4 * i + 1] = v.y;
+          words[4 * i + 2] = v.z, words[4 * i + 3] = v.w;
+        }
+      }
+    } else {
+#pragma unroll
+      for (int i = 0; i < static_cast<int>(sizeof(words) / 4); ++i) {
+        if constexpr (sizeof(T) == 4) {
+          words[i] = __float_as_uint(p[i]);
+        } else {
+          const auto* half = reinterpret_cast<const uint16_t*>(p);
+          words[i] = half[2 * i] | static_cast<uint32_t>(half[2 * i + 1]) << 16;
+        }
+      }
+    }
+  }
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(words[i]);
+    } else {
+      return __uint_as_float(i % 2 == 0 ? words[i / 2] << 16 : words[i / 2] & 0xffff0000u);
+    }
+  }
+};
+
+template <int kVector>
+__device__ __forceinline__ void StoreRow(float* p, const float (&x)[kVector]) {
+#pragma unroll
+  for (int i = 0; i < kVector; i += 4) {
+    *reinterpret_cast<float4*>(p + i) = make_float4(x[i], x[i + 1], x[i + 2], x[i + 3]);
+  }
+}
+template <int kVector>
+__device__ __forceinline__ void StoreRow(bf16* p, const float (&x)[kVector]) {
+  uint32_t words[kVector / 2];
+#pragma unroll
+  for (int i = 0; i < kVector / 2; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(x[2 * i], x[2 * i + 1]);
+    words[i] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+  if constexpr (kVector == 4) {
+    *reinterpret_cast<uint2*>(p) = make_uint2(words[0], words[1]);
+  } else {
+    *reinterpret_cast<uint4*>(p) = make_uint4(words[0], words[1], words[2], words[3]);
   }
 }
 
-// The 8 channels of a thread: taps[j] weighs the input j tokens ago, past[j] is the one j + 1 ago.
-template <typename T, int kWidth>
+// The channels of a thread: taps[j] weighs the input j tokens ago, past[j] is the one j + 1 ago.
+template <typename T, int kWidth, int kVector>
 struct Taps {
   float weight[kWidth][kVector], bias[kVector], past[kWidth > 1 ? kWidth - 1 : 1][kVector];
 
@@ -77,7 +129,7 @@ struct Taps {
       bias[i] = a.bias != nullptr ? a.bias[c + i] : 0.0f;
 #pragma unroll
       for (int j = 0; j < kWidth; ++j) {
-        weight[j][i] = a.weight[int64_t{c + i} * kWidth + kWidth - 1 - j];
+        weight[j][i] = j < a.width ? a.weight[int64_t{c + i} * a.width + a.width - 1 - j] : 0.0f;
       }
     }
   }
@@ -88,18 +140,22 @@ struct Taps {
 #pragma unroll
     for (int j = 0; j < kWidth - 1; ++j) {
       const int from = t - 1 - j;
-      if (from >= begin) {
-        LoadRow(a.x + from * a.x_stride + c, a.aligned, past[j]);
+      if (from >= begin && j < a.width - 1) {
+        Raw<T, kVector> x;
+        x.Load(a.x + from * a.x_stride + c, a.aligned);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) past[j][i] = x[i];
         continue;
       }
-      const int64_t row = kWidth - 1 - (begin - from);
+      const int64_t row = a.width - 1 - (begin - from);
 #pragma unroll
       for (int i = 0; i < kVector; ++i) {
-        past[j][i] = none ? 0.0f : a.sequences.Window(s, row * a.channels + c + i);
+        past[j][i] =
+            none || j >= a.width - 1 ? 0.0f : a.sequences.Window(s, row * a.channels + c + i);
       }
     }
   }
-  __device__ __forceinline__ void Next(const float (&x)[kVector], float (&y)[kVector]) {
+  __device__ __forceinline__ void Next(const Raw<T, kVector>& x, float (&y)[kVector]) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
       y[i] = bias[i];
@@ -113,16 +169,17 @@ struct Taps {
   }
 };
 
-// kWidth 1: no convolution.
-template <typename T, int kWidth>
+// kWidth 1: no convolution. kBatch rows are loaded at a time.
+template <typename T, int kWidth, int kVector, int kBatch>
 __global__ void __launch_bounds__(kThreads) ConvolveRuns(const ConvJob<T> a) {
   const int at =
       (static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x)) * kVector;
   const bool active = at < a.channels;
   const int c = active ? at : 0;
-  Taps<T, kWidth> taps;
+  Taps<T, kWidth, kVector> taps;
   if constexpr (kWidth > 1) taps.LoadWeights(a, c);
   const bool normed = a.l2_norm && c < a.q_channels + a.k_channels;
+  const bool warp_normed = __any_sync(0xffffffffu, normed) != 0;
   T* out = a.v;
   int64_t out_stride = a.channels - a.q_channels - a.k_channels, column = c;
   if (c < a.q_channels) {
@@ -136,17 +193,21 @@ __global__ void __launch_bounds__(kThreads) ConvolveRuns(const ConvJob<T> a) {
   PdlWait();
   const int t0 = a.first + static_cast<int>(blockIdx.x) * kTile;
   const int t1 = min(t0 + kTile, a.last);
+  const T* x_at = a.x + c;
+  Raw<T, kVector> x[kBatch];
+  const auto load = [&](int t) {
+#pragma unroll
+    for (int i = 0; i < kBatch; ++i) {
+      x[i].Load(x_at + min(t + i, t1 - 1) * a.x_stride, a.aligned);
+    }
+  };
+  load(t0);
   int s = a.sequences.Find(t0);
   int end = a.sequences.offsets[s + 1];
   bool padding = a.sequences.slots[s] < 0;
   if constexpr (kWidth > 1) taps.LoadPast(a, s, t0, c);
-  const T* x_at = a.x + c;
   for (int t = t0; t < t1; t += kBatch) {
-    float x[kBatch][kVector];
-#pragma unroll
-    for (int i = 0; i < kBatch; ++i) {
-      LoadRow(x_at + min(t + i, t1 - 1) * a.x_stride, a.aligned, x[i]);
-    }
+    if (t > t0) load(t);
 #pragma unroll
     for (int i = 0; i < kBatch; ++i) {
       if (t + i >= t1) break;
@@ -168,16 +229,16 @@ __global__ void __launch_bounds__(kThreads) ConvolveRuns(const ConvJob<T> a) {
         if (a.silu) y[j] *= SigmoidFor<T>(y[j]);
         squares = fmaf(y[j], y[j], squares);
       }
-      float scale = 1.0f;
-      if (a.l2_norm) {  // a head is K / 8 neighbouring lanes
+      float scale = padding ? 0.0f : 1.0f;
+      if (warp_normed) {  // a head is K / kVector neighbouring lanes
         for (int lanes = a.dim_k / kVector / 2; lanes > 0; lanes /= 2) {
           squares += __shfl_xor_sync(0xffffffffu, squares, lanes);
         }
-        if (normed) scale = rsqrtf(squares + a.l2_eps);
+        if (normed && !padding) scale = rsqrtf(squares + a.l2_eps);
       }
 #pragma unroll
       for (int j = 0; j < kVector; ++j) y[j] = padding ? 0.0f : y[j] * scale;
-      if (active) StoreN<kVector>(out + (t + i) * out_stride + column, y);
+      if (active) StoreRow<kVector>(out + (t + i) * out_stride + column, y);
     }
   }
 }
@@ -190,6 +251,7 @@ struct GateJob {
   const T* x;
   int64_t x_stride;
   int channels, width, window_blocks;  // blocks per sequence
+  int vector_blocks;                   // that compute four decays at a time, all of them
   // Gates.
   const void *decay_x, *beta_x;
   int64_t decay_stride, beta_stride;
@@ -208,7 +270,14 @@ __device__ __forceinline__ float LoadAny(const void* p, int64_t at, bool is_bf16
   return is_bf16 ? Load(static_cast<const bf16*>(p) + at) : Load(static_cast<const float*>(p) + at);
 }
 
-__device__ __forceinline__ float ExactSoftplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+// log(1 + e^x); rounding x to bf16 has cost more than the fast form does.
+template <bool kExact>
+__device__ __forceinline__ float SoftplusFor(float x) {
+  if (x > 20.0f) return x;
+  if constexpr (kExact) return log1pf(expf(x));
+  const float e = __expf(x);
+  return e < 0x1p-7f ? fmaf(-0.5f * e, e, e) : __logf(1.0f + e);
+}
 
 template <typename T>
 __device__ void MoveWindow(const GateJob<T>& a, int s, int c) {
@@ -241,20 +310,51 @@ __device__ void MoveWindow(const GateJob<T>& a, int s, int c) {
   }
 }
 
-template <typename T>
-__device__ __forceinline__ float LogDecayOf(const GateJob<T>& a, int64_t t, int column) {
-  float x = LoadAny(a.decay_x, t * a.decay_stride + column, a.decay_bf16);
+// The log decay of column `column`, from the projection's value there.
+template <bool kExact, typename T>
+__device__ __forceinline__ float LogDecayOf(const GateJob<T>& a, float x, int column) {
   if (a.decay_bias != nullptr) x += a.decay_bias[column];
   const float exp_a = a.exp_a != nullptr ? a.exp_a[column / a.per_head] : 0.0f;
-  if (a.form == LogDecayArgs::Form::kSoftplus) return -exp_a * ExactSoftplus(x);
+  if (a.form == LogDecayArgs::Form::kSoftplus) return -exp_a * SoftplusFor<kExact>(x);
   if (a.form == LogDecayArgs::Form::kLogSigmoid) {
-    const float g = -ExactSoftplus(-x) / a.normalizer;
+    const float g = -SoftplusFor<kExact>(-x) / a.normalizer;
     return a.has_clamp ? fmaxf(a.clamp_min, g) : g;
   }
-  return a.lower_bound * SigmoidFor<float>(exp_a * x);
+  return a.lower_bound * (kExact ? SigmoidFor<float>(exp_a * x) : SigmoidFor<bf16>(exp_a * x));
 }
 
-// The first window_blocks * sequences blocks move windows, the others compute gates.
+constexpr int kGateTokens = 4;  // of a thread that computes four decays at a time
+
+template <typename D, typename T>
+__device__ void VectorDecays(const GateJob<T>& a, int block, int tid) {
+  const int columns = (a.decays / 4 + kGateThreads - 1) / kGateThreads;
+  const int t0 = a.first + block / columns * kGateTokens;
+  const int column = (block % columns * kGateThreads + tid) * 4;
+  int s = a.sequences.Find(t0);
+  if (column >= a.decays) return;
+  Raw<D, 4> x[kGateTokens];
+#pragma unroll
+  for (int i = 0; i < kGateTokens; ++i) {
+    x[i].Load(static_cast<const D*>(a.decay_x) + min(t0 + i, a.last - 1) * a.decay_stride + column,
+              true);
+  }
+#pragma unroll
+  for (int i = 0; i < kGateTokens; ++i) {
+    const int t = t0 + i;
+    if (t >= a.last) return;
+    while (a.sequences.offsets[s + 1] <= t) ++s;
+    const bool padding = a.sequences.slots[s] < 0;
+    float g[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      g[j] = padding ? 0.0f : LogDecayOf<sizeof(D) == 4>(a, x[i][j], column + j);
+    }
+    StoreRow<4>(a.g + int64_t{t} * a.decays + column, g);
+  }
+}
+
+// Blocks that move windows, then those of VectorDecays, then those for what remains: a few numbers
+// of each token.
 template <typename T>
 __global__ void __launch_bounds__(kGateThreads) GateRuns(const GateJob<T> a) {
   PdlLaunchDependents();
@@ -266,8 +366,18 @@ __global__ void __launch_bounds__(kGateThreads) GateRuns(const GateJob<T> a) {
     return;
   }
   block -= a.window_blocks * a.sequences.count;
+  if (block < a.vector_blocks) {
+    if (a.decay_bf16) {
+      VectorDecays<bf16>(a, block, tid);
+    } else {
+      VectorDecays<float>(a, block, tid);
+    }
+    return;
+  }
+  block -= a.vector_blocks;
+  const int decays = a.vector_blocks > 0 ? 0 : a.decays;
   const int t0 = a.first + block * a.tokens_per_block;
-  const int t1 = min(t0 + a.tokens_per_block, a.last), columns = a.decays + a.betas;
+  const int t1 = min(t0 + a.tokens_per_block, a.last), columns = decays + a.betas;
   int s = a.sequences.Find(t0);
   int end = a.sequences.offsets[s + 1], t = t0, at = tid;
   while (true) {
@@ -275,10 +385,11 @@ __global__ void __launch_bounds__(kGateThreads) GateRuns(const GateJob<T> a) {
     if (t >= t1) return;
     while (end <= t) end = a.sequences.offsets[++s + 1];
     const bool padding = a.sequences.slots[s] < 0;
-    if (at < a.decays) {
-      a.g[int64_t{t} * a.decays + at] = padding ? 0.0f : LogDecayOf(a, t, at);
+    if (at < decays) {
+      const float x = LoadAny(a.decay_x, t * a.decay_stride + at, a.decay_bf16);
+      a.g[int64_t{t} * a.decays + at] = padding ? 0.0f : LogDecayOf<true>(a, x, at);
     } else {
-      const int column = at - a.decays;
+      const int column = at - decays;
       const float x = LoadAny(a.beta_x, t * a.beta_stride + column, a.beta_bf16);
       a.beta[int64_t{t} * a.betas + column] = padding ? 0.0f : a.beta_scale * SigmoidFor<float>(x);
     }
@@ -296,6 +407,21 @@ Sequences DescribeSequences(const LinearMixerArgs& args, int first) {
   s.slot_stride_bytes = args.slot_stride_bytes;
   s.window_bf16 = args.window_dtype == DType::kBF16;
   return s;
+}
+
+template <typename T, int kVector, int kBatch>
+void LaunchConvolve(const ConvJob<T>& a, int width, Stream stream) {
+  const dim3 grid(static_cast<unsigned>(CeilDiv(a.last - a.first, kTile)),
+                  static_cast<unsigned>(CeilDiv(a.channels, kThreads * kVector)));
+  const auto launch = [&](auto kernel) {
+    Launch("linear_mixer_convolve", stream, kernel, grid, dim3(kThreads), {}, a);
+  };
+  if (width == 1) {
+    launch(ConvolveRuns<T, 1, kVector, kBatch>);
+  } else {
+    WEIR_CHECK(width <= kMaxWidth) << "convolution over " << width << " tokens";
+    launch(ConvolveRuns<T, kMaxWidth, kVector, kBatch>);
+  }
 }
 
 template <typename T>
@@ -321,23 +447,15 @@ void Convolve(const LinearMixerArgs& args, const Sequences& sequences, int first
   const int width = args.conv_weight.defined() ? static_cast<int>(args.conv_weight.size(1)) : 1;
   if (width > 1) {
     WEIR_CHECK(args.conv_weight.contiguous()) << args.conv_weight.ToString();
+    a.width = width;
     a.weight = args.conv_weight.data<float>();
     a.bias = DataOrNull<float>(args.conv_bias);
   }
-  const dim3 grid(static_cast<unsigned>(CeilDiv(last - first, kTile)),
-                  static_cast<unsigned>(CeilDiv(a.channels, kThreads * kVector)));
-  const auto launch = [&](auto kernel) {
-    Launch("linear_mixer_convolve", stream, kernel, grid, dim3(kThreads), {}, a);
-  };
-  if (width == 1) {
-    launch(ConvolveRuns<T, 1>);
-  } else if (width == 2) {
-    launch(ConvolveRuns<T, 2>);
-  } else if (width == 3) {
-    launch(ConvolveRuns<T, 3>);
+  // A head's lanes are in one warp.
+  if (args.key_dim <= 128) {
+    LaunchConvolve<T, 4, sizeof(T) == 2 ? 16 : 8>(a, width, stream);
   } else {
-    WEIR_CHECK(width == kMaxWidth) << "convolution over " << width << " tokens";
-    launch(ConvolveRuns<T, kMaxWidth>);
+    LaunchConvolve<T, 8, sizeof(T) == 2 ? 8 : 4>(a, width, stream);
   }
 }
 
@@ -380,10 +498,16 @@ void Gates(const LinearMixerArgs& args, const Sequences& sequences, int first, i
     a.beta_scale = args.beta_scale;
     a.beta = out.beta.data<float>();
   }
-  const int columns = a.decays + a.betas;
   int64_t blocks = int64_t{a.window_blocks} * sequences.count;
+  if (args.decay == Decay::kVector && a.decays > 0 && a.decays % 4 == 0 &&
+      RowsAligned(args.decay_x)) {
+    a.vector_blocks =
+        static_cast<int>(CeilDiv(a.decays / 4, kGateThreads) * CeilDiv(last - first, kGateTokens));
+    blocks += a.vector_blocks;
+  }
+  const int columns = (a.vector_blocks > 0 ? 0 : a.decays) + a.betas;
   if (columns > 0) {
-    a.tokens_per_block = std::max(1, 8 * kGateThreads / columns);
+    a.tokens_per_block = std::max(1, 2 * kGateThreads / columns);
     blocks += CeilDiv(last - first, a.tokens_per_block);
   }
   if (blocks == 0) return;
