@@ -105,6 +105,8 @@ Json Measured(LoadResult* result) {
       {"completed", samples.ok},
       {"cut", samples.cut},
       {"unsent", result->unsent},
+      {"tokens_out", samples.output_tokens},
+      {"tokens_in", samples.prompt_tokens},
       {"requests_per_second", Rounded(static_cast<double>(samples.ok) / seconds)},
       {"output_tokens_per_second", Rounded(static_cast<double>(samples.output_tokens) / seconds)},
       {"prompt_tokens_per_second", Rounded(static_cast<double>(samples.prompt_tokens) / seconds)},
