@@ -30,7 +30,7 @@ struct LinearMixerArgs {
   TensorView qkv;  // [tokens, heads_q * K + heads_k * K + heads_v * V]
 
   // ShortConv over all columns of qkv. weight undefined: no convolution, `activation` still
-  // applies. On the fused path W is 2 to 4.
+  // applies. Supported: W of 2 to 4, windows of the type of qkv.
   TensorView conv_weight;                     // [channels, W] f32, W <= 8
   TensorView conv_bias;                       // [channels] f32 or undefined
   Activation activation = Activation::kSilu;  // kNone or kSilu, on q, k and v

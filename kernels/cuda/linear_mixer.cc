@@ -76,7 +76,6 @@ MixerStep Describe(const LinearMixerArgs& a) {
     step.conv_weight = a.conv_weight.data<float>();
     step.conv_bias = Floats(a.conv_bias);
     step.window = static_cast<char*>(a.window);
-    step.window_bf16 = a.window_dtype == DType::kBF16;
   }
   DescribeDecay(a, &step);
   step.beta = Rows(a.beta_x);
@@ -195,7 +194,7 @@ bool LinearMixerSupported(const LinearMixerArgs& a) {
   if (a.gate_activation != Activation::kSilu && a.gate_activation != Activation::kSigmoid) {
     return false;
   }
-  if (a.window_dtype == DType::kBF16 && a.qkv.dtype() != DType::kBF16) return false;
+  if (a.conv_weight.defined() && a.window_dtype != a.qkv.dtype()) return false;
   return usual(a.key_dim) && usual(a.value_dim) && MixerStepSupported(Describe(a));
 }
 

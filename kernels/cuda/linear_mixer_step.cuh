@@ -1,6 +1,8 @@
 // Device code that the kernels of the mixer's decode step share.
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/linear_mixer_step.h"
 
@@ -10,24 +12,11 @@ constexpr int kMaxWidth = 4;  // taps of the convolution
 constexpr int kSlots = 8;     // 16-byte pieces of a lane in one pass
 constexpr int kPassFloats = kSlots * kWarp * 4;
 
-__device__ __forceinline__ float LoadAny(const RowsOf& rows, int64_t at) {
-  return rows.is_bf16 ? Load(static_cast<const bf16*>(rows.data) + at)
-                      : Load(static_cast<const float*>(rows.data) + at);
-}
-
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 #define WEIR_STEP_BODY 1
 #else
 #define WEIR_STEP_BODY 0
 #endif
-
-__device__ __forceinline__ float4 LoadOnce(const float4* p) {
-  float4 x;
-  asm volatile("ld.global.L1::no_allocate.v4.f32 {%0, %1, %2, %3}, [%4];"
-               : "=f"(x.x), "=f"(x.y), "=f"(x.z), "=f"(x.w)
-               : "l"(p));
-  return x;
-}
 
 __device__ __forceinline__ uint32_t SharedAddress(const void* p) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(p));
@@ -40,12 +29,22 @@ __device__ __forceinline__ void ClusterArrive() {
 __device__ __forceinline__ void ClusterWait() {
   asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
 }
-__device__ __forceinline__ void StoreRemote(const float* mine, uint32_t rank, float x) {
+// Address of a peer's copy of what is at `mine` here.
+__device__ __forceinline__ uint32_t PeerAddress(const void* mine, uint32_t rank) {
   uint32_t at;
   asm volatile("mapa.shared::cluster.u32 %0, %1, %2;"
                : "=r"(at)
                : "r"(SharedAddress(mine)), "r"(rank));
-  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(at), "f"(x) : "memory");
+  return at;
+}
+__device__ __forceinline__ void StorePeer(const float* mine, uint32_t rank, float x) {
+  asm volatile("st.shared::cluster.f32 [%0], %1;" ::"r"(PeerAddress(mine, rank)), "f"(x)
+               : "memory");
+}
+__device__ __forceinline__ void ArrivePeer(const uint64_t* mine, uint32_t rank) {
+  asm volatile(
+      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [%0];" ::"r"(PeerAddress(mine, rank))
+      : "memory");
 }
 __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
@@ -54,9 +53,6 @@ __device__ __forceinline__ void BarrierInit(uint64_t* barrier, int arrivals) {
 }
 __device__ __forceinline__ void FenceBarrierInit() {
   asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
 }
 __device__ __forceinline__ void BulkLoad(float* to, const float* from, uint32_t bytes,
                                          uint64_t* barrier) {
@@ -69,64 +65,108 @@ __device__ __forceinline__ void BulkLoad(float* to, const float* from, uint32_t 
       "l"(from), "r"(bytes), "r"(at)
       : "memory");
 }
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, int parity) {
+// Waits for the barrier's first phase; sees what peers of the cluster wrote before they arrived.
+__device__ __forceinline__ void BarrierWait(const uint64_t* barrier) {
   asm volatile(
       "{\n .reg .pred done;\n again:\n"
-      " mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      " @!done bra again;\n}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
+      " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
+      " @!done bra again;\n}\n" ::"r"(SharedAddress(barrier))
       : "memory");
 }
 #endif
 
-// Four neighbouring activations; `wide`: aligned for one access.
+// Four elements that stay as they are until they are needed: a warp stands still at the first use
+// of what is on its way, so all loads are issued before any use.
 template <typename T>
-__device__ __forceinline__ void Load4(const T* p, bool wide, float (&x)[4]) {
-  if (!wide) {
+struct Piece {
+  std::conditional_t<sizeof(T) == 2, uint2, uint4> bits{};
+  __device__ __forceinline__ float operator[](int i) const {
+    if constexpr (sizeof(T) == 4) {
+      return __uint_as_float(i == 0 ? bits.x : i == 1 ? bits.y : i == 2 ? bits.z : bits.w);
+    } else {
+      const uint32_t pair = i < 2 ? bits.x : bits.y;
+      return __uint_as_float(i % 2 == 0 ? pair << 16 : pair & 0xffff0000u);
+    }
+  }
+  __device__ __forceinline__ static Piece Of(const float (&y)[4]) {
+    Piece piece;
+    if constexpr (sizeof(T) == 4) {
+      piece.bits = make_uint4(__float_as_uint(y[0]), __float_as_uint(y[1]), __float_as_uint(y[2]),
+                              __float_as_uint(y[3]));
+    } else {
+      const __nv_bfloat162 low = __floats2bfloat162_rn(y[0], y[1]);
+      const __nv_bfloat162 high = __floats2bfloat162_rn(y[2], y[3]);
+      piece.bits = make_uint2(*reinterpret_cast<const uint32_t*>(&low),
+                              *reinterpret_cast<const uint32_t*>(&high));
+    }
+    return piece;
+  }
+};
+
+// kWide: rows are aligned for a piece in one access.
+template <bool kWide, typename T>
+__device__ __forceinline__ Piece<T> LoadPiece(const T* p) {
+  if constexpr (kWide) {
+    return {*reinterpret_cast<const decltype(Piece<T>::bits)*>(p)};
+  } else {
+    return Piece<T>::Of({Load(p), Load(p + 1), Load(p + 2), Load(p + 3)});
+  }
+}
+template <bool kWide, typename T>
+__device__ __forceinline__ void StorePiece(T* p, const Piece<T>& piece) {
+  if constexpr (kWide) {
+    *reinterpret_cast<decltype(Piece<T>::bits)*>(p) = piece.bits;
+  } else {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) x[i] = Load(p + i);
-  } else if constexpr (sizeof(T) == 4) {
-    const float4 v = *reinterpret_cast<const float4*>(p);
-    x[0] = v.x, x[1] = v.y, x[2] = v.z, x[3] = v.w;
-  } else {
-    const uint2 v = *reinterpret_cast<const uint2*>(p);
-    x[0] = __uint_as_float(v.x << 16), x[1] = __uint_as_float(v.x & 0xffff0000u);
-    x[2] = __uint_as_float(v.y << 16), x[3] = __uint_as_float(v.y & 0xffff0000u);
+    for (int i = 0; i < 4; ++i) Store(p + i, piece[i]);
   }
 }
-template <typename T>
-__device__ __forceinline__ void Store4(T* p, bool wide, const float (&x)[4]) {
-  if (!wide) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) Store(p + i, x[i]);
-  } else if constexpr (sizeof(T) == 4) {
-    *reinterpret_cast<float4*>(p) = make_float4(x[0], x[1], x[2], x[3]);
-  } else {
-    const __nv_bfloat162 low = __floats2bfloat162_rn(x[0], x[1]);
-    const __nv_bfloat162 high = __floats2bfloat162_rn(x[2], x[3]);
-    *reinterpret_cast<uint2*>(p) = make_uint2(*reinterpret_cast<const uint32_t*>(&low),
-                                              *reinterpret_cast<const uint32_t*>(&high));
+
+// A number, or four of them, of rows whose type is known at run time only; Value() converts.
+struct AnyNumber {
+  uint32_t bits = 0;
+  __device__ __forceinline__ void Load(const RowsOf& rows, int64_t at) {
+    if (rows.is_bf16) {
+      bits = uint32_t{static_cast<const uint16_t*>(rows.data)[at]};
+    } else {
+      bits = static_cast<const uint32_t*>(rows.data)[at];
+    }
   }
-}
-__device__ __forceinline__ void Load4Any(const RowsOf& rows, int64_t at, bool wide, float (&x)[4]) {
-  if (rows.is_bf16) {
-    Load4(static_cast<const bf16*>(rows.data) + at, wide, x);
-  } else {
-    Load4(static_cast<const float*>(rows.data) + at, wide, x);
+  __device__ __forceinline__ float Value(const RowsOf& rows) const {
+    return __uint_as_float(rows.is_bf16 ? bits << 16 : bits);
   }
-}
+};
+template <bool kWide>
+struct AnyPiece {
+  uint4 bits{};
+  __device__ __forceinline__ void Load(const RowsOf& rows, int64_t at) {
+    if (rows.is_bf16) {
+      const auto piece = LoadPiece<kWide>(static_cast<const bf16*>(rows.data) + at);
+      bits.x = piece.bits.x;
+      bits.y = piece.bits.y;
+    } else {
+      bits = LoadPiece<kWide>(static_cast<const float*>(rows.data) + at).bits;
+    }
+  }
+  __device__ __forceinline__ float Value(const RowsOf& rows, int i) const {
+    return rows.is_bf16 ? Piece<bf16>{make_uint2(bits.x, bits.y)}[i] : Piece<float>{bits}[i];
+  }
+};
 
 __device__ __forceinline__ float FastSigmoid(float x) {
   return __fdividef(1.0f, 1.0f + __expf(-x));
 }
 
 // Four neighbouring channels of the convolution; j counts tokens back from the current one.
+template <typename T, bool kWide>
 struct Channels {
-  float taps[kMaxWidth][4], past[kMaxWidth - 1][4], bias[4], x[4];
+  float taps[kMaxWidth][4];
+  Piece<float> bias;
+  Piece<T> past[kMaxWidth - 1], x;
 
   __device__ __forceinline__ void LoadWeights(const MixerStep& p, int64_t channel) {
     if (p.width == 0) return;
-    if (p.wide && p.width == 4) {
+    if (kWide && p.width == 4) {
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float4 w = reinterpret_cast<const float4*>(p.conv_weight)[channel + i];
@@ -142,22 +182,14 @@ struct Channels {
         }
       }
     }
-#pragma unroll
-    for (int i = 0; i < 4; ++i) bias[i] = 0.0f;
-    if (p.conv_bias != nullptr) Load4(p.conv_bias + channel, p.wide, bias);
+    if (p.conv_bias != nullptr) bias = LoadPiece<kWide>(p.conv_bias + channel);
   }
-  __device__ __forceinline__ void LoadPast(const MixerStep& p, const char* window, int64_t channel,
+  __device__ __forceinline__ void LoadPast(const MixerStep& p, const T* window, int64_t channel,
                                            bool fresh) {
 #pragma unroll
     for (int j = 0; j < kMaxWidth - 1; ++j) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) past[j][i] = 0.0f;
-      if (j >= p.width - 1 || fresh) continue;
-      const int64_t at = (p.width - 2 - j) * p.channels + channel;
-      if (p.window_bf16) {
-        Load4(reinterpret_cast<const bf16*>(window) + at, p.wide, past[j]);
-      } else {
-        Load4(reinterpret_cast<const float*>(window) + at, p.wide, past[j]);
+      if (j < p.width - 1 && !fresh) {
+        past[j] = LoadPiece<kWide>(window + (p.width - 2 - j) * p.channels + channel);
       }
     }
   }
@@ -174,18 +206,12 @@ struct Channels {
       if (p.silu) y[i] *= FastSigmoid(y[i]);
     }
   }
-  __device__ __forceinline__ void StorePast(const MixerStep& p, char* window,
-                                            int64_t channel) const {
+  __device__ __forceinline__ void StorePast(const MixerStep& p, T* window, int64_t channel) const {
 #pragma unroll
     for (int j = 0; j < kMaxWidth - 1; ++j) {
       if (j >= p.width - 1) continue;
-      const int64_t at = (p.width - 2 - j) * p.channels + channel;
-      const float(&input)[4] = j == 0 ? x : past[j == 0 ? 0 : j - 1];
-      if (p.window_bf16) {
-        Store4(reinterpret_cast<bf16*>(window) + at, p.wide, input);
-      } else {
-        Store4(reinterpret_cast<float*>(window) + at, p.wide, input);
-      }
+      StorePiece<kWide>(window + (p.width - 2 - j) * p.channels + channel,
+                        j == 0 ? x : past[j == 0 ? 0 : j - 1]);
     }
   }
 };

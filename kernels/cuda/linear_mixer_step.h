@@ -34,10 +34,9 @@ struct MixerStep {
 
   // width 0: no convolution. Channels of the window: q's heads, then k's, then v's.
   int width = 0;
-  int64_t channels = 0;
+  int64_t channels = 0;  // RunMixerStep sets it
   const float *conv_weight = nullptr, *conv_bias = nullptr;
-  char* window = nullptr;
-  bool window_bf16 = false;
+  char* window = nullptr;  // of q's type
 
   Decay decay = Decay::kNone;
   RowsOf decay_x;  // log decays where decay_given, else inputs of the formula
@@ -58,24 +57,16 @@ struct MixerStep {
 
   void* out = nullptr;  // of q's type, as k, v and gate are
   int64_t out_stride = 0;
-
-  bool wide = false;  // everything is aligned for accesses of four elements; RunMixerStep sets it
 };
 
 // How to cut the work; picked by the batch when left alone.
 struct MixerStepPlan {
-  int ring = 0;  // above 0: the kernel for many sequences, with so many copies in flight per warp
-  int threads = 0;    // of a block, else
-  int v_split = 0;    // blocks that share a head's rows
-  bool bulk = false;  // the state through shared memory by bulk copies, else through registers
+  int threads = 0;  // of a block
+  int v_split = 0;  // blocks that share a head's rows
 };
 
 // On the open device: dims, sharing of heads and alignment.
 bool MixerStepSupported(const MixerStep& step);
 void RunMixerStep(const MixerStep& step, Stream stream, MixerStepPlan plan = {});
-
-// The kernel for many sequences (linear_mixer_stream.cu). REQUIRES: MixerStepSupported.
-bool MixerStreamFits(const MixerStep& step);
-void RunMixerStream(const MixerStep& step, Stream stream, int ring);
 
 }  // namespace weir::kernels::gpu
