@@ -1,9 +1,12 @@
 // `weir check`: does this build on this machine reproduce the reference logits stored beside a
 // model?
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
+#include <filesystem>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "CLI/CLI.hpp"
 #include "absl/strings/str_cat.h"
@@ -70,7 +73,22 @@ void Print(const model::CheckReport& report) {
   std::printf("%s\n", report.ok ? "ok" : "FAILED");
 }
 
-absl::StatusOr<bool> RunCheck(const Options& options) {
+// The folder itself when it is a model, else its subfolders that are.
+std::vector<std::string> ModelFolders(const std::string& path) {
+  namespace fs = std::filesystem;
+  std::vector<std::string> found;
+  std::error_code error;
+  if (!fs::exists(fs::path(path) / "config.json", error)) {
+    for (const auto& entry : fs::directory_iterator(path, error)) {
+      if (fs::exists(entry.path() / "config.json", error)) found.push_back(entry.path().string());
+    }
+    std::sort(found.begin(), found.end());
+  }
+  if (found.empty()) found.push_back(path);
+  return found;
+}
+
+absl::StatusOr<bool> CheckOne(const std::string& model_dir, const Options& options) {
   model::LoadOptions load;
   ASSIGN_OR_RETURN(load.dtype, ParseComputeDType(options.dtype));
   ASSIGN_OR_RETURN(load.device, ParseDevice(options.device));
@@ -78,20 +96,41 @@ absl::StatusOr<bool> RunCheck(const Options& options) {
   double tolerance = options.tolerance;
   if (tolerance < 0) return absl::InvalidArgumentError("--tolerance must not be negative");
   if (tolerance == 0) {
-    ASSIGN_OR_RETURN(const model::ModelInfo info, model::DescribeModel(options.model_dir, load));
+    ASSIGN_OR_RETURN(const model::ModelInfo info, model::DescribeModel(model_dir, load));
     tolerance = info.compute_dtype != DType::kF32 ? kToleranceBF16
                 : info.on_gpu                     ? kToleranceGpuF32
                                                   : kToleranceF32;
   }
-  ASSIGN_OR_RETURN(
-      const model::CheckReport report,
-      model::CheckModel(options.model_dir, options.expected, load, tolerance, options.seed));
+  ASSIGN_OR_RETURN(const model::CheckReport report,
+                   model::CheckModel(model_dir, options.expected, load, tolerance, options.seed));
   if (options.json) {
     std::printf("%s\n", ToJson(report).dump().c_str());
   } else {
     Print(report);
   }
   return report.ok;
+}
+
+absl::StatusOr<bool> RunCheck(const Options& options) {
+  const std::vector<std::string> folders = ModelFolders(options.model_dir);
+  if (folders.size() > 1 && !options.expected.empty()) {
+    return absl::InvalidArgumentError(absl::StrCat(options.model_dir, " holds ", folders.size(),
+                                                   " models; each has its own expected file"));
+  }
+  int failed = 0;
+  for (const std::string& folder : folders) {
+    const absl::StatusOr<bool> ok = CheckOne(folder, options);
+    if (folders.size() == 1) return ok;
+    if (!ok.ok()) {
+      std::fprintf(stderr, "weir check: %s: %s\n", folder.c_str(),
+                   std::string(ok.status().message()).c_str());
+    }
+    failed += ok.ok() && *ok ? 0 : 1;
+  }
+  if (!options.json) {
+    std::printf("%zu models, %d failed\n", folders.size(), failed);
+  }
+  return failed == 0;
 }
 
 }  // namespace
@@ -101,7 +140,8 @@ void AddCheckCommand(CLI::App& app, int* exit_code) {
   CLI::App* check = app.add_subcommand(
       "check",
       "Compare with reference logits: whole prompts, chunks, token by token, packed together");
-  check->add_option("model", options->model_dir, "Model folder")->required();
+  check->add_option("model", options->model_dir, "Model folder, or a folder of model folders")
+      ->required();
   check->add_option("expected", options->expected,
                     "Safetensors file with prompt_<i>, logits_<i> and greedy_<i>; default: "
                     "expected.safetensors in the folder");
@@ -115,7 +155,7 @@ void AddCheckCommand(CLI::App& app, int* exit_code) {
       ->capture_default_str();
   check->add_option("--threads", options->threads, "Threads; 0: all usable cores")
       ->capture_default_str();
-  check->add_flag("--json", options->json, "Print one JSON object");
+  check->add_flag("--json", options->json, "Print one JSON object per model");
   check->callback([options, exit_code] {
     const absl::StatusOr<bool> ok = RunCheck(*options);
     if (!ok.ok())
