@@ -92,10 +92,11 @@ double GpuSeconds(Stream stream, const std::function<void()>& enqueue) {
 // Median seconds of one run, over replays that together take about `seconds`.
 double TimeOnGpu(const KernelCase& what, Stream stream, double seconds) {
   // Eagerly first: whatever is made on the first call is made outside the graph.
-  for (int i = 0; i < what.copies; ++i) what.run(i);
+  what.run(0);
   const double once = GpuSeconds(stream, [&] { what.run(0); });
+  // Long ops need neither many launches to hide what a replay costs, nor many replays.
+  if (once > 5 * seconds) return once;
   int launches = std::max(what.copies, kLaunches);
-  // Long ops need no 20 launches to hide what a replay costs.
   if (once * launches > seconds) launches = std::max(1, static_cast<int>(seconds / once));
   const cuda::Graph graph = cuda::Graph::Capture(stream, [&] {
     for (int i = 0; i < launches; ++i) what.run(i % what.copies);
@@ -107,7 +108,6 @@ double TimeOnGpu(const KernelCase& what, Stream stream, double seconds) {
     const double replay = GpuSeconds(stream, [&] { graph.Launch(stream); });
     each.push_back(replay / launches);
     total += replay;
-    if (total > 10 * seconds && each.size() >= 3) break;
   }
   return Median(std::move(each));
 }
