@@ -180,7 +180,7 @@ part_check() {
 }
 
 part_kernels() {
-  capture kernels - kernels.jsonl 90 "$weir" bench kernels --device "$device" || return
+  capture kernels - kernels.jsonl 90 "$weir" bench kernels --device "$device" --seconds 0.05 || return
   local line name
   while read -r line; do
     name=$(echo "$line" | sed -E 's/^\{//; s/,"(device|skipped)".*//; s/"(op|variant)":"([^"]*)"/\2/g; s/"([a-z_]+)":/\1=/g; s/,/ /g')
