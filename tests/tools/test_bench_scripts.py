@@ -82,3 +82,28 @@ def test_gpu_check_tells_good_from_bad(tmp_path):
     rows = [line.split("\t") for line in (tmp_path / "out/summary.tsv").read_text().splitlines()]
     assert [row[:3] for row in rows] == [["tests", "kernels_bad_test", "FAILED"], ["serve", "server", "FAILED"]]
     assert "Some.Test" in rows[0][3] and "unheard_of" in rows[1][3]
+
+
+@needs_weir
+def test_gpu_check_reads_the_sanitizer(tmp_path):
+    # A stand-in that runs the program, and finds a race in one of two tests.
+    stub = tmp_path / "bin" / "compute-sanitizer"
+    stub.parent.mkdir()
+    stub.write_text('#!/bin/bash\ntool=$2; program=$7; "$program"\n'
+                    '[[ $tool == racecheck && $program == *racy* ]] || exit 0\n'
+                    'printf "========= X\\n========= Error: Race reported\\n"; exit 99\n')
+    tests = tmp_path / "folder" / "tests"
+    tests.mkdir(parents=True)
+    (tmp_path / "folder" / "weir").symlink_to(BUILD / "weir")
+    for name in ("fine", "racy"):
+        (tests / f"kernels_{name}_test").write_text('#!/bin/sh\necho "[====] 4 tests from 2 test suites ran. (0 ms total)"\n')
+    for path in (stub, *tests.iterdir()):
+        path.chmod(0o755)
+    ran = run(ROOT / "tools/gpu_check.sh", "--device", "cpu", "--folder", tmp_path / "folder", "--out", tmp_path / "out",
+              "sanitize", env={**os.environ, "PATH": f"{stub.parent}:{os.environ['PATH']}"})
+    assert ran.returncode == 1
+    rows = [line.split("\t") for line in (tmp_path / "out/summary.tsv").read_text().splitlines()]
+    assert [row[1:3] for row in rows] == [
+        ["memcheck kernels_fine_test", "ok"], ["memcheck kernels_racy_test", "ok"],
+        ["racecheck kernels_fine_test", "ok"], ["racecheck kernels_racy_test", "FAILED"]]
+    assert "12 cases" in rows[0][3] and "Race reported" in rows[3][3]
