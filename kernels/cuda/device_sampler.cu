@@ -40,9 +40,9 @@ absl::StatusOr<std::unique_ptr<CudaSampler>> CudaSampler::Make(const Limits& lim
   sampler->Layout();
   const int64_t rows = limits.max_rows, most_parts = rows + 2 * cuda::Device().multiprocessors;
   const int64_t partials_at = sampler->step_bytes_;
-  const int64_t arrived_at = partials_at + Aligned(most_parts * int64_t{sizeof(Partial)});
+  const int64_t arrived_at = partials_at + Aligned(most_parts * int64_t{sizeof(Best)});
   const int64_t max_at = arrived_at + Aligned(rows * 4);
-  const int64_t bytes = max_at + rows * kMaxBlocks * 4;
+  const int64_t block_bytes = rows * kMaxBlocks * 4, bytes = max_at + 3 * block_bytes;
   auto device = cuda::AllocateDevice(static_cast<size_t>(bytes), "the sampler");
   if (!device.ok()) return device.status();
   sampler->device_ = std::move(*device);
@@ -73,9 +73,11 @@ absl::StatusOr<std::unique_ptr<CudaSampler>> CudaSampler::Make(const Limits& lim
   job.logprobs = At<float>(memory, sampler->logprobs_at_);
   job.top_counts = At<int32_t>(memory, sampler->counts_at_);
   job.top = At<TopEntry>(memory, sampler->top_at_);
-  job.partials = At<Partial>(memory, partials_at);
+  job.partials = At<Best>(memory, partials_at);
   job.arrived = At<uint32_t>(memory, arrived_at);
   job.block_max = At<float>(memory, max_at);
+  job.block_mass = At<float>(memory, max_at + block_bytes);
+  job.block_mass_at_one = At<float>(memory, max_at + 2 * block_bytes);
   return sampler;
 }
 

@@ -74,126 +74,134 @@ __device__ __noinline__ void Adjust(const SampleJob& job, const RowPlan& row, in
   __syncthreads();
 }
 
-// Adds `mass`, relative to `max`, to `total`, relative to `total_max`.
-__device__ __forceinline__ float Joined(float total, float total_max, float mass, float max,
-                                        float new_max, float scale) {
-  const float a = total > 0.0f ? total * exp2f((total_max - new_max) * scale) : 0.0f;
-  const float b = mass > 0.0f ? mass * exp2f((max - new_max) * scale) : 0.0f;
-  return a + b;
-}
-__device__ __forceinline__ Partial Join(const Partial& a, const Partial& b, float scale) {
-  Partial joined;
-  joined.best = Better(b.best, a.best, scale) ? b.best : a.best;
-  joined.max = fmaxf(a.max, b.max);
-  joined.mass = Joined(a.mass, a.max, b.mass, b.max, joined.max, scale);
-  joined.mass_at_one = Joined(a.mass_at_one, a.max, b.mass_at_one, b.max, joined.max, kLog2E);
-  return joined;
-}
-__device__ __forceinline__ Partial Nothing() { return {{kNever, 0.0f, -1}, kNever, 0.0f, 0.0f}; }
-
-// The lower lanes' parts first: floats add up the same way every time. Without `sums` only the best
-// and the maximum are joined.
-__device__ __noinline__ Partial WarpJoin(Partial mine, float scale, bool sums) {
-#pragma unroll 1
-  for (int i = 1; i < kWarp; i *= 2) {
-    Partial other;
-    other.best.max = __shfl_xor_sync(0xffffffffu, mine.best.max, i);
-    other.best.lead = __shfl_xor_sync(0xffffffffu, mine.best.lead, i);
-    other.best.block = __shfl_xor_sync(0xffffffffu, mine.best.block, i);
-    other.max = __shfl_xor_sync(0xffffffffu, mine.max, i);
-    if (!sums) {
-      if (Better(other.best, mine.best, scale)) mine.best = other.best;
-      mine.max = fmaxf(mine.max, other.max);
-      continue;
-    }
-    other.mass = __shfl_xor_sync(0xffffffffu, mine.mass, i);
-    other.mass_at_one = __shfl_xor_sync(0xffffffffu, mine.mass_at_one, i);
-    const bool lower = (threadIdx.x & i) == 0;
-    mine = Join(lower ? mine : other, lower ? other : mine, scale);
-  }
-  return mine;
-}
-
-// This warp's blocks [begin, end).
+// This warp's blocks [begin, end): the winner of its race, and what the row needs to know of each.
 template <bool kVectors>
-__device__ __forceinline__ Partial Scan(const SampleJob& job, const RowPlan& row,
-                                        const float* logits, float* block_max, int begin, int end,
-                                        float (&next)[kPerLane]) {
+__device__ __forceinline__ Best Scan(const SampleJob& job, const RowPlan& row, int row_index,
+                                     const float* logits, int begin, int end,
+                                     float (&next)[kPerLane]) {
   const int lane = threadIdx.x % kWarp;
-  const uint32_t flags = row.flags;
   const float scale = row.scale;
-  const bool races = (flags & (kRowDraws | kRowTruncates)) == kRowDraws;
-  const bool weighs = races || (flags & kRowMeasures) != 0;
-  const bool at_one = (flags & kRowLogprob) != 0;
-  Partial mine = Nothing();
+  const bool races = (row.flags & (kRowDraws | kRowTruncates)) == kRowDraws;
+  const bool measures = (row.flags & kRowMeasures) != 0, at_one = (row.flags & kRowLogprob) != 0;
+  const bool remembers = measures || at_one || row.num_top > 0 || (row.flags & kRowTruncates) != 0;
+  const int64_t first = int64_t{row_index} * kMaxBlocks + lane;
+  Best best = NoBest();
+  float x[kPerLane];
+#pragma unroll 1
   for (int base = begin; base < end; base += kWarp) {
     // Lane l keeps what is found out about block base + l.
     float max = kNever, mass = 0.0f, mass_at_one = 0.0f;
     const int count = min(kWarp, end - base);
+#pragma unroll 1
     for (int j = 0; j < count; ++j) {
-      float x[kPerLane];
 #pragma unroll
       for (int i = 0; i < kPerLane; ++i) x[i] = next[i];
       if (base + j + 1 < end) LoadBlock<kVectors>(job, logits, base + j + 1, next);
       const float m = BlockMax(x);
       float s = 0.0f, s1 = 0.0f;
-      if (m > kNever) {
-        if (weighs) s = BlockMass(x, m, scale);
-        if (at_one) s1 = weighs && scale == kLog2E ? s : BlockMass(x, m, kLog2E);
-      }
+      if (m > kNever && (races || measures)) s = BlockMass(x, m, scale);
+      if (m > kNever && at_one) s1 = BlockMass(x, m, kLog2E);
       if (lane == j) max = m, mass = s, mass_at_one = s1;
     }
-    const int block = base + lane;
-    if (lane < count && block_max != nullptr) block_max[block] = max;
+    if (lane < count && remembers) {
+      job.block_max[first + base] = max;
+      if (measures) job.block_mass[first + base] = mass;
+      if (at_one) job.block_mass_at_one[first + base] = mass_at_one;
+    }
     if (max > kNever) {
-      Partial found = {{max, 0.0f, block}, max, mass, mass_at_one};
-      if (races) found.best.lead = LeadOf(row, block, mass);
-      mine = Join(mine, found, scale);
+      const Best found = {max, races ? LeadOf(row, base + lane, mass) : 0.0f, base + lane, kNever};
+      if (Better(found, best, scale)) best = found;
     }
   }
-  return WarpJoin(mine, scale, (flags & (kRowMeasures | kRowLogprob)) != 0);
+  best = WarpBest(best, scale);
+  if (best.id >= 0 && (row.flags & (kRowTruncates | kRowTarget)) == 0) {
+    const int block = best.id;
+    if (end - begin > 1) LoadBlock<kVectors>(job, logits, block, x);  // else it is still here
+    WinnerInBlock(row, block, x, &best);
+  }
+  return best;
 }
 
 // By one warp: what is reported about the token.
-__device__ __forceinline__ void Report(const SampleJob& job, const RowPlan& row, int row_index,
-                                       const float* logits, const Partial& all, int32_t token) {
+__device__ __forceinline__ void Report(const SampleJob& job, const SampleShared& shared,
+                                       int row_index, const float* logits, const Best& best,
+                                       bool logprob) {
   if (threadIdx.x % kWarp != 0) return;
-  const bool target = (row.flags & kRowTarget) != 0;
-  if (target) token = row.target;
-  if (!target && job.tokens != nullptr) job.tokens[row_index] = token;
-  job.result_tokens[row_index] = token;
-  float logprob = kNever;
-  if ((row.flags & kRowLogprob) != 0 && token >= 0 && all.max > kNever) {
-    logprob = Comparable(__ldcg(logits + token)) - all.max - logf(all.mass_at_one);
+  const RowPlan& row = shared.row;
+  int32_t token = best.id;
+  float value = best.value;
+  if ((row.flags & kRowTarget) != 0) {
+    token = row.target;
+    value = Comparable(__ldcg(logits + token));
+  } else if (job.tokens != nullptr) {
+    job.tokens[row_index] = token;
   }
-  job.logprobs[row_index] = logprob;
-  if (row.num_top <= 0 || all.max == kNever) job.top_counts[row_index] = 0;
+  job.result_tokens[row_index] = token;
+  job.logprobs[row_index] = logprob ? value - shared.max - logf(shared.mass_at_one) : kNever;
+}
+
+// What this thread wrote, and all wrote before the last barrier, is seen by who arrives later.
+__device__ __forceinline__ uint32_t Arrive(uint32_t* counter) {
+  uint32_t before;
+  asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+               : "=r"(before)
+               : "l"(counter)
+               : "memory");
+  return before;
+}
+
+// By one warp, all thread blocks of the row having arrived: what the row needs beyond the winner.
+__device__ __forceinline__ void Measure(const SampleJob& job, int row_index, const Best& best,
+                                        SampleShared& shared) {
+  const RowPlan& row = shared.row;
+  const int64_t first = int64_t{row_index} * kMaxBlocks;
+  float max = best.max;  // the largest of all, where the race is not one of chance
+  if ((row.flags & (kRowDraws | kRowTruncates)) == kRowDraws) {
+    uint32_t key = 0;
+#pragma unroll 4
+    for (int i = threadIdx.x; i < job.blocks; i += kWarp) {
+      key = ::max(key, KeyOf(__ldcg(job.block_max + first + i)));
+    }
+    max = FromKey(__reduce_max_sync(0xffffffffu, key));
+  }
+  float mass = 0.0f, mass_at_one = 0.0f;
+  if ((row.flags & kRowMeasures) != 0) {
+    mass = SumMasses(job.block_max + first, job.block_mass + first, job.blocks, max, row.scale);
+  }
+  if ((row.flags & kRowLogprob) != 0) {
+    mass_at_one =
+        SumMasses(job.block_max + first, job.block_mass_at_one + first, job.blocks, max, kLog2E);
+  }
+  if (threadIdx.x == 0) {
+    shared.max = max;
+    shared.mass = mass;
+    shared.mass_at_one = mass_at_one;
+  }
+  __syncwarp();
 }
 
 template <bool kVectors>
-__device__ __noinline__ void FinishSelecting(const SampleJob& job, const RowPlan& row,
-                                             int row_index, const float* logits, const Partial& all,
-                                             SampleShared& shared) {
-  const Selection selection = {
-      job,    row,     logits,   job.block_max + int64_t{row_index} * kMaxBlocks,
-      shared, all.max, row.scale};
+__device__ __noinline__ void FinishSelecting(const SampleJob& job, int row_index,
+                                             const float* logits, Best best, SampleShared& shared) {
+  const RowPlan& row = shared.row;
+  const float* block_max = job.block_max + int64_t{row_index} * kMaxBlocks;
+  const Selection selection = {job, row, logits, block_max, shared, shared.max, row.scale};
   int top_count = 0;
-  const Cut cut = Select<kVectors>(selection, all.mass, &top_count);
-  const float log_sum = logf(all.mass_at_one);
+  Cut cut = Select<kVectors>(selection, shared.mass, &top_count);
+  const float log_sum = logf(shared.mass_at_one);
   for (int i = threadIdx.x; i < top_count; i += kSampleThreads) {
     const int64_t at = int64_t{row_index} * job.plan->top_pitch + i;
-    job.top[at] = {CutAt(shared, i).id, CandidateValue(shared, i) - all.max - log_sum};
+    job.top[at] = {CutAt(shared, i).id, CandidateValue(shared, i) - shared.max - log_sum};
   }
   if (threadIdx.x == 0) job.top_counts[row_index] = top_count;
-  int32_t token = -1;
   if ((row.flags & kRowTruncates) != 0) {
-    token = DrawKept<kVectors>(selection, cut);
-  } else if (all.best.block >= 0 && (row.flags & kRowTarget) == 0) {
-    float x[kPerLane];
-    LoadBlock<kVectors>(job, logits, all.best.block, x);
-    token = WinnerInBlock(row, all.best.block, x, all.best.max);
+    const Cut min_p = MinPCut(selection);
+    if (min_p.key > cut.key) cut = min_p;
+    best = DrawKept<kVectors>(selection, cut);
   }
-  if (threadIdx.x < kWarp) Report(job, row, row_index, logits, all, token);
+  if (threadIdx.x < kWarp) {
+    Report(job, shared, row_index, logits, best, (row.flags & kRowLogprob) != 0);
+  }
 }
 
 template <bool kVectors>
@@ -211,77 +219,71 @@ __global__ __launch_bounds__(kSampleThreads,
   const int last = min(first + kSampleWarps * job.blocks_per_warp, job.blocks);
   float next[kPerLane];
   if (begin < end) LoadBlock<kVectors>(job, logits, begin, next);  // while the plan is read
-  if (row_index >= job.plan->rows) return;
-  const RowPlan& row = job.rows[row_index];
+  if (threadIdx.x < kPlanWords) {
+    reinterpret_cast<uint32_t*>(&shared.row)[threadIdx.x] =
+        __ldcg(reinterpret_cast<const uint32_t*>(job.rows + row_index) + threadIdx.x);
+  } else if (threadIdx.x == kPlanWords) {
+    shared.rows = __ldcg(&job.plan->rows);
+  }
+  __syncthreads();
+  if (row_index >= shared.rows) return;
+  const RowPlan& row = shared.row;
   const uint32_t flags = row.flags;
   const float scale = row.scale;
   const bool selects = (flags & kRowTruncates) != 0 || row.num_top > 0;
   if ((flags & kRowAdjusts) != 0 && first < last) {
-    __syncthreads();
     Adjust(job, row, row_index, logits, first * kDrawBlock, min(last * kDrawBlock, job.vocab),
            shared.select.occurrences);
     if (begin < end) LoadBlock<kVectors>(job, logits, begin, next);
   }
-  float* block_max = selects ? job.block_max + int64_t{row_index} * kMaxBlocks : nullptr;
-  const Partial mine = Scan<kVectors>(job, row, logits, block_max, begin, end, next);
-  if (lane == 0) shared.partials[warp] = mine;
-  // Maxima of blocks and adjusted logits, for whoever finishes the row.
-  if (selects || (flags & kRowAdjusts) != 0) __threadfence();
+  const Best mine = Scan<kVectors>(job, row, row_index, logits, begin, end, next);
+  if (lane == 0) shared.best[warp] = mine;
   __syncthreads();
   // From here on the first warp is enough, unless there is something to select.
   if (warp > 0 && !selects) return;
+  Best best = NoBest();
   if (warp == 0) {
-    const bool sums = (flags & (kRowMeasures | kRowLogprob)) != 0;
-    Partial all = WarpJoin(lane < kSampleWarps ? shared.partials[lane] : Nothing(), scale, sums);
-    bool arrived_last = true;
+    best = WarpBest(lane < kSampleWarps ? shared.best[lane] : NoBest(), scale);
+    bool finishes = true;
     if (split > 1) {
+      auto* parts = reinterpret_cast<float4*>(job.partials + int64_t{row_index} * split);
       uint32_t before = 0;
       if (lane == 0) {
-        job.partials[int64_t{row_index} * split + blockIdx.x] = all;
-        __threadfence();
-        before = atomicAdd(job.arrived + row_index, 1u);
-        __threadfence();
+        __stcg(parts + blockIdx.x,
+               make_float4(best.max, best.lead, __int_as_float(best.id), best.value));
+        before = Arrive(job.arrived + row_index);
       }
-      arrived_last = __shfl_sync(0xffffffffu, before, 0) + 1 == static_cast<uint32_t>(split);
-      if (arrived_last) {
-        all = Nothing();
-        const Partial* parts = job.partials + int64_t{row_index} * split;
-#pragma unroll 1
-        for (int i = lane; i < split; i += kWarp) {
-          const auto* words = reinterpret_cast<const float*>(parts + i);
-          const Partial part = {
-              {__ldcg(words), __ldcg(words + 1), __float_as_int(__ldcg(words + 2))},
-              __ldcg(words + 3),
-              __ldcg(words + 4),
-              __ldcg(words + 5)};
-          all = Join(all, part, scale);
+      finishes = __shfl_sync(0xffffffffu, before, 0) + 1 == static_cast<uint32_t>(split);
+      if (finishes) {
+        __syncwarp();
+        best = NoBest();
+        static_assert(kMaxBlocks / kSampleWarps <= 2 * kWarp);
+#pragma unroll
+        for (int i = 0; i < 2; ++i) {
+          if (lane + i * kWarp >= split) continue;
+          const float4 part = __ldcg(parts + lane + i * kWarp);
+          const Best other = {part.x, part.y, __float_as_int(part.z), part.w};
+          if (Better(other, best, scale)) best = other;
         }
-        all = WarpJoin(all, scale, sums);
+        best = WarpBest(best, scale);
         if (lane == 0) job.arrived[row_index] = 0;
       }
     }
-    if (!selects || all.max == kNever) {
-      if (arrived_last) {
-        int32_t token = -1;
-        if (all.best.block >= 0 && (flags & kRowTarget) == 0) {
-          float x[kPerLane];
-          LoadBlock<kVectors>(job, logits, all.best.block, x);
-          token = WinnerInBlock(row, all.best.block, x, all.best.max);
-        }
-        Report(job, row, row_index, logits, all, token);
-      }
-      arrived_last = false;
+    const bool anything = best.id >= 0;
+    if (finishes && anything && (selects || (flags & kRowLogprob) != 0)) {
+      Measure(job, row_index, best, shared);
     }
-    if (selects && lane == 0) {
-      shared.row = all;
-      shared.word = arrived_last;
+    if (finishes && !(selects && anything)) {
+      Report(job, shared, row_index, logits, best, anything && (flags & kRowLogprob) != 0);
+      if (lane == 0) job.top_counts[row_index] = 0;
     }
+    if (selects && lane == 0) shared.word = finishes && anything;
   }
   if (!selects) return;
   __syncthreads();
   if (shared.word == 0) return;
-  const Partial all = shared.row;
-  FinishSelecting<kVectors>(job, row, row_index, logits, all, shared);
+  __syncthreads();  // the word is used again
+  FinishSelecting<kVectors>(job, row_index, logits, best, shared);
 }
 
 }  // namespace

@@ -58,19 +58,15 @@ struct SamplePlan {  // what is uploaded for a step; the pool follows the plans
   int32_t padding[2];
 };
 
-// The winner of a race among blocks so far: compared by max * scale + lead, in differences, so that
-// large logits cost no digits.
+// A runner of a race: compared by (max - largest max) * scale + lead, in differences, so that large
+// logits cost no digits.
 struct Best {
-  float max;      // of the block's kept logits
-  float lead;     // log2(mass relative to max / E); 0 when the best is wanted
-  int32_t block;  // -1: none
+  float max;    // of its block's kept logits
+  float lead;   // log2(mass of the block relative to max / E); 0 when the best is wanted
+  int32_t id;   // of the block, later of its token; -1: none
+  float value;  // the token's logit
 };
-
-struct Partial {  // of one thread block
-  Best best;
-  float max;                // of all logits
-  float mass, mass_at_one;  // relative to max, at the row's temperature and at 1
-};
+constexpr int kPlanWords = static_cast<int>(sizeof(RowPlan) / 4);
 
 struct TopEntry {
   int32_t id;
@@ -86,9 +82,12 @@ struct SampleJob {
   const int32_t* pool;
   const int32_t* fed;
   int32_t* tokens;    // the caller's
-  Partial* partials;  // [rows, gridDim.x]
+  Best* partials;     // [rows, gridDim.x]
   uint32_t* arrived;  // [rows], zero between launches
-  float* block_max;   // [rows, kMaxBlocks]
+  // Of each block of ids, [rows, kMaxBlocks]: the largest logit, and the masses relative to it at
+  // the row's temperature and at 1. Written where a row needs them, and summed in one order however
+  // many thread blocks share the row.
+  float *block_max, *block_mass, *block_mass_at_one;
   int32_t* result_tokens;
   float* logprobs;
   int32_t* top_counts;
@@ -152,52 +151,83 @@ __device__ __forceinline__ float ExponentialOf(uint32_t bits) {
       bits, [](float x) { return log1pf(-x); }, [](float x) { return logf(x); });
 }
 
+__device__ __forceinline__ Best NoBest() { return {kNever, 0.0f, -1, kNever}; }
 __device__ __forceinline__ bool Better(const Best& a, const Best& b, float scale) {
-  if (a.block < 0) return false;
-  if (b.block < 0) return true;
+  if (a.id < 0 || b.id < 0) return b.id < 0 && a.id >= 0;
   const float difference = (a.max - b.max) * scale + (a.lead - b.lead);
-  return difference > 0.0f || (difference == 0.0f && a.block < b.block);
+  return difference > 0.0f || (difference == 0.0f && a.id < b.id);
+}
+// The best of the lanes, in all of them.
+__device__ __forceinline__ Best WarpBest(const Best& mine, float scale) {
+  const float max = FromKey(__reduce_max_sync(0xffffffffu, KeyOf(mine.max)));
+  const uint32_t key = mine.id < 0 ? 0 : KeyOf((mine.max - max) * scale + mine.lead);
+  const bool ahead = key == __reduce_max_sync(0xffffffffu, key);
+  const auto id = static_cast<uint32_t>(mine.id);  // -1 is the last of all
+  const uint32_t first = __reduce_min_sync(0xffffffffu, ahead ? id : 0xffffffffu);
+  const int lane = __ffs(__ballot_sync(0xffffffffu, ahead && id == first)) - 1;
+  return {__shfl_sync(0xffffffffu, mine.max, lane), __shfl_sync(0xffffffffu, mine.lead, lane),
+          static_cast<int32_t>(first), __shfl_sync(0xffffffffu, mine.value, lane)};
 }
 
-// Much of this code runs once per row, where fetching instructions takes longer than executing
-// them: hence calls and loops that are not unrolled.
+// Philox (core/philox.h) in registers.
+__device__ __forceinline__ uint4 NoiseWords(const RowPlan& row, uint64_t stream) {
+  uint4 c = make_uint4(static_cast<uint32_t>(row.draw), static_cast<uint32_t>(row.draw >> 32),
+                       static_cast<uint32_t>(stream), static_cast<uint32_t>(stream >> 32));
+  auto k0 = static_cast<uint32_t>(row.seed), k1 = static_cast<uint32_t>(row.seed >> 32);
+#pragma unroll
+  for (int round = 0; round < 10; ++round) {
+    c = make_uint4(__umulhi(0xCD9E8D57u, c.z) ^ c.y ^ k0, 0xCD9E8D57u * c.z,
+                   __umulhi(0xD2511F53u, c.x) ^ c.w ^ k1, 0xD2511F53u * c.x);
+    k0 += 0x9E3779B9u;
+    k1 += 0xBB67AE85u;
+  }
+  return c;
+}
 
 // How far ahead a block of this mass is in the race of blocks.
-static __device__ __noinline__ float LeadOf(const RowPlan& row, int block, float mass) {
-  const auto words = Philox(row.seed, row.draw, BlockNoiseStream(block));
-  uint32_t bits = words[0];
-#pragma unroll
-  for (int i = 1; i < 4; ++i) bits = block % 4 == i ? words[i] : bits;
-  return log2f(mass) - log2f(ExponentialOf(bits));
+__device__ __forceinline__ float LeadOf(const RowPlan& row, int block, float mass) {
+  const uint4 words = NoiseWords(row, BlockNoiseStream(block));
+  const uint32_t low = (block & 1) != 0 ? words.y : words.x;
+  const uint32_t high = (block & 1) != 0 ? words.w : words.z;
+  return log2f(mass) - log2f(ExponentialOf((block & 2) != 0 ? high : low));
 }
 
-// The id of a block that wins; x holds -infinity for those that may not. The same in all lanes.
-static __device__ __noinline__ int32_t WinnerInBlock(const RowPlan& row, int block, const float* x,
-                                                     float max) {
-  float best = kNever;
-  int32_t id = INT32_MAX;
+// The token of a block that wins, with its logit; x holds -infinity for those that may not. By a
+// warp, the same in all lanes.
+__device__ __forceinline__ void WinnerInBlock(const RowPlan& row, int block,
+                                              const float (&x)[kPerLane], Best* best) {
   const bool draws = (row.flags & kRowDraws) != 0;
+  Best mine = NoBest();
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    std::array<uint32_t, 4> words{};
     const int first = IdAt(block, half * 4);
-    if (draws) words = Philox(row.seed, row.draw, IdNoiseStream(first));
+    uint4 noise = make_uint4(0, 0, 0, 0);
+    if (draws) noise = NoiseWords(row, IdNoiseStream(first));
+    const uint32_t words[4] = {noise.x, noise.y, noise.z, noise.w};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const float value = x[half * 4 + i];
       if (value == kNever) continue;
-      float key = (value - max) * row.scale;
-      if (draws) key -= log2f(ExponentialOf(words[i]));
-      if (key > best || (key == best && first + i < id)) best = key, id = first + i;
+      const float lead = draws ? -log2f(ExponentialOf(words[i])) : 0.0f;
+      const Best other = {value, lead, first + i, value};
+      if (Better(other, mine, row.scale)) mine = other;
     }
   }
-#pragma unroll 1
-  for (int i = kWarp / 2; i > 0; i /= 2) {
-    const float other = __shfl_xor_sync(0xffffffffu, best, i);
-    const int32_t other_id = __shfl_xor_sync(0xffffffffu, id, i);
-    if (other > best || (other == best && other_id < id)) best = other, id = other_id;
+  mine = WarpBest(mine, row.scale);
+  best->id = mine.id;
+  best->value = mine.value;
+}
+
+// By a warp: the sum over the blocks of masses relative to their maxima, relative to `max`.
+__device__ __forceinline__ float SumMasses(const float* block_max, const float* mass, int blocks,
+                                           float max, float scale) {
+  float sum = 0.0f;
+#pragma unroll 4
+  for (int i = threadIdx.x % kWarp; i < blocks; i += kWarp) {
+    const float part = __ldcg(mass + i);
+    sum += part > 0.0f ? part * exp2f((__ldcg(block_max + i) - max) * scale) : 0.0f;
   }
-  return id;
+  return WarpSum(sum);
 }
 
 }  // namespace weir::kernels::gpu

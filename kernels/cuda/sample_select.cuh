@@ -32,11 +32,12 @@ union SelectShared {
 
 struct SampleShared {
   SelectShared select;
-  Partial partials[kSampleWarps];
+  Best best[kSampleWarps];
   double sums[kSampleWarps];
   uint32_t counts[kSampleWarps];
-  Partial row;
-  Cut cut;
+  RowPlan row;
+  int32_t rows;
+  float max, mass, mass_at_one;  // of the row
   double number;
   uint32_t word, other;
 };
@@ -51,7 +52,7 @@ struct Selection {
   float max;    // of the row
   float scale;  // of weights
 
-  __device__ double Weight(float x) const { return exp2((static_cast<double>(x) - max) * scale); }
+  __device__ float Weight(float x) const { return exp2f((x - max) * scale); }
 };
 
 __device__ __forceinline__ bool Kept(const Cut& cut, uint32_t key, int32_t id) {
@@ -71,30 +72,34 @@ __device__ __forceinline__ double ThreadsSum(double x, double* shared) {
   return sum;
 }
 
-// Calls body(block, x) by whole warps for every block whose maximum's key is at least `least`.
-template <bool kVectors, typename Body>
-__device__ __forceinline__ void ForBlocks(const Selection& s, uint32_t least, const Body& body) {
+// Calls body(block, lane, x) by whole warps for every block whose maximum's key is at least
+// `least`; then, a few hundred blocks at a time, turn(block) in the lane that a block was called
+// with.
+template <bool kVectors, typename Body, typename Turn>
+__device__ __forceinline__ void ForBlocks(const Selection& s, uint32_t least, const Body& body,
+                                          const Turn& turn) {
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   // Neighbouring blocks go to different warps: large logits may stand together.
+#pragma unroll 1
   for (int base = 0; base < s.job.blocks; base += kSampleThreads) {
     const int mine = base + lane * kSampleWarps + warp;
     const bool wanted = mine < s.job.blocks && KeyOf(__ldcg(s.block_max + mine)) >= least;
     uint32_t left = __ballot_sync(0xffffffffu, wanted);
-    while (left != 0) {  // two at a time: twice the loads in flight
-      const int first = base + (__ffs(left) - 1) * kSampleWarps + warp;
-      left &= left - 1;
-      const int second = left != 0 ? base + (__ffs(left) - 1) * kSampleWarps + warp : -1;
-      left &= left - 1;
-      float x[kPerLane], y[kPerLane];
-      LoadBlock<kVectors>(s.job, s.logits, first, x);
-      if (second >= 0) LoadBlock<kVectors>(s.job, s.logits, second, y);
+    int at = __ffs(left) - 1;
+    float next[kPerLane];
+    if (left != 0) LoadBlock<kVectors>(s.job, s.logits, base + at * kSampleWarps + warp, next);
 #pragma unroll 1
-      for (int block = first; block >= 0; block = block == first ? second : -1) {
-        body(block, x);
+    while (left != 0) {
+      const int now = at;
+      float x[kPerLane];
 #pragma unroll
-        for (int i = 0; i < kPerLane; ++i) x[i] = y[i];
-      }
+      for (int i = 0; i < kPerLane; ++i) x[i] = next[i];
+      left &= left - 1;
+      at = __ffs(left) - 1;
+      if (left != 0) LoadBlock<kVectors>(s.job, s.logits, base + at * kSampleWarps + warp, next);
+      body(base + now * kSampleWarps + warp, now, x);
     }
+    turn(mine);
   }
 }
 
@@ -144,30 +149,33 @@ __device__ __forceinline__ int Gather(const Selection& s, const Cut& cut) {
   __syncthreads();
   if (threadIdx.x == 0) s.shared.word = 0;
   __syncthreads();
-  ForBlocks<kVectors>(s, cut.key, [&](int block, const float(&x)[kPerLane]) {
-    const int lane = threadIdx.x % kWarp;
-    int mine = 0;
+  ForBlocks<kVectors>(
+      s, cut.key,
+      [&](int block, int, const float(&x)[kPerLane]) {
+        const int lane = threadIdx.x % kWarp;
+        int mine = 0;
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) mine += Kept(cut, KeyOf(x[i]), IdAt(block, i));
-    int before = mine;
+        for (int i = 0; i < kPerLane; ++i) mine += Kept(cut, KeyOf(x[i]), IdAt(block, i));
+        int before = mine;
 #pragma unroll
-    for (int i = 1; i < kWarp; i *= 2) {
-      const int other = __shfl_up_sync(0xffffffffu, before, i);
-      if (lane >= i) before += other;
-    }
-    int at = 0;
-    if (lane == kWarp - 1)
-      at = static_cast<int>(atomicAdd(&s.shared.word, static_cast<uint32_t>(before)));
-    at = __shfl_sync(0xffffffffu, at, kWarp - 1) + before - mine;
+        for (int i = 1; i < kWarp; i *= 2) {
+          const int other = __shfl_up_sync(0xffffffffu, before, i);
+          if (lane >= i) before += other;
+        }
+        int at = 0;
+        if (lane == kWarp - 1)
+          at = static_cast<int>(atomicAdd(&s.shared.word, static_cast<uint32_t>(before)));
+        at = __shfl_sync(0xffffffffu, at, kWarp - 1) + before - mine;
 #pragma unroll
-    for (int i = 0; i < kPerLane; ++i) {
-      const uint32_t key = KeyOf(x[i]);
-      const int32_t id = IdAt(block, i);
-      if (!Kept(cut, key, id)) continue;
-      if (at < kMaxCandidates) list[at] = uint64_t{key} << 32 | ~static_cast<uint32_t>(id);
-      ++at;
-    }
-  });
+        for (int i = 0; i < kPerLane; ++i) {
+          const uint32_t key = KeyOf(x[i]);
+          const int32_t id = IdAt(block, i);
+          if (!Kept(cut, key, id)) continue;
+          if (at < kMaxCandidates) list[at] = uint64_t{key} << 32 | ~static_cast<uint32_t>(id);
+          ++at;
+        }
+      },
+      [](int) {});
   __syncthreads();
   const int count = static_cast<int>(s.shared.word);
   if (count > kMaxCandidates) return count;
@@ -189,11 +197,11 @@ __device__ __forceinline__ Cut CutAt(const SampleShared& shared, int i) {
 // their own sum); count + 1 when they do not.
 __device__ __forceinline__ int ReachMass(const Selection& s, int count, double fraction,
                                          double total) {
-  constexpr int kEach = kMaxCandidates / kSampleThreads;
+  const int each = (count + kSampleThreads - 1) / kSampleThreads;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
-  const int first = static_cast<int>(threadIdx.x) * kEach;
+  const int first = static_cast<int>(threadIdx.x) * each;
   double sum = 0;
-  for (int i = first; i < min(first + kEach, count); ++i)
+  for (int i = first; i < min(first + each, count); ++i)
     sum += s.Weight(CandidateValue(s.shared, i));
   double before = sum;  // inclusive over the lanes, then over the warps
 #pragma unroll
@@ -213,7 +221,7 @@ __device__ __forceinline__ int ReachMass(const Selection& s, int count, double f
   const double target = fraction * (total > 0 ? total : all);
   double reached = earlier + before - sum;
   if (first < count && reached < target) {
-    for (int i = first; i < min(first + kEach, count); ++i) {
+    for (int i = first; i < min(first + each, count); ++i) {
       reached += s.Weight(CandidateValue(s.shared, i));
       if (reached >= target) {
         atomicMin(&s.shared.word, static_cast<uint32_t>(i) + 1);
@@ -307,23 +315,26 @@ __device__ __forceinline__ Cut RadixCut(const Selection& s, const Cut& limit, bo
     __syncthreads();
     // Blocks below what the prefix can hold need no look.
     const uint32_t least = level == 0 ? limit.key : max(limit.key, prefix << (shift + bits));
-    ForBlocks<kVectors>(s, least, [&](int block, const float(&x)[kPerLane]) {
+    ForBlocks<kVectors>(
+        s, least,
+        [&](int block, int, const float(&x)[kPerLane]) {
 #pragma unroll
-      for (int i = 0; i < kPerLane; ++i) {
-        const uint32_t key = KeyOf(x[i]);
-        if (!Kept(limit, key, IdAt(block, i))) continue;
-        if (level > 0 && key >> (shift + bits) != prefix) continue;
-        const uint32_t digit = key >> shift & ((1u << bits) - 1);
-        atomicAdd(&digits.count[digit], 1u);
-        if (by_mass) {
-          const float weight = exp2f(fminf((x[i] - reference) * s.scale, 0.0f));
-          const uint32_t steps = __float2uint_rn(weight * 0x1p31f);
-          if (atomicAdd(&digits.mass[digit], steps) + steps < steps) {
-            atomicAdd(&digits.carry[digit], 1u);
+          for (int i = 0; i < kPerLane; ++i) {
+            const uint32_t key = KeyOf(x[i]);
+            if (!Kept(limit, key, IdAt(block, i))) continue;
+            if (level > 0 && key >> (shift + bits) != prefix) continue;
+            const uint32_t digit = key >> shift & ((1u << bits) - 1);
+            atomicAdd(&digits.count[digit], 1u);
+            if (by_mass) {
+              const float weight = exp2f(fminf((x[i] - reference) * s.scale, 0.0f));
+              const uint32_t steps = __float2uint_rn(weight * 0x1p31f);
+              if (atomicAdd(&digits.mass[digit], steps) + steps < steps) {
+                atomicAdd(&digits.carry[digit], 1u);
+              }
+            }
           }
-        }
-      }
-    });
+        },
+        [](int) {});
     __syncthreads();
     // One warp goes down from the highest digit: few steps, once a level.
     if (threadIdx.x < kWarp) {
@@ -402,46 +413,59 @@ __device__ __forceinline__ Cut RadixCut(const Selection& s, const Cut& limit, bo
   return {prefix, NthEqual<kVectors>(s, prefix, limit, static_cast<uint32_t>(needed))};
 }
 
-// The races over what the cut and min-p keep: the token.
-template <bool kVectors>
-__device__ __forceinline__ int32_t DrawKept(const Selection& s, const Cut& cut) {
-  // In doubles, as exactly as a logit allows.
-  auto kept = [&](float x, uint32_t key, int32_t id) {
-    return Kept(cut, key, id) && (static_cast<double>(x) - s.max) * s.scale >= s.plan.log2_min_p;
+// The cut of min-p: the least logit whose weight, the best's being 1, is large enough.
+__device__ __forceinline__ Cut MinPCut(const Selection& s) {
+  const auto enough = [&](float x) {
+    return (static_cast<double>(x) - s.max) * s.scale >= s.plan.log2_min_p;
   };
-  auto keep = [&](int block, float(&x)[kPerLane]) {
+  const double near = s.max + s.plan.log2_min_p / s.scale;
+  if (!(near > -FLT_MAX)) return {kLowestKey, INT32_MAX};
+  uint32_t key = KeyOf(static_cast<float>(near));
+  for (int i = 0; i < 4 && enough(FromKey(key - 1)); ++i) --key;  // a rounding or two away
+  for (int i = 0; i < 4 && !enough(FromKey(key)); ++i) ++key;
+  return {max(key, kLowestKey), INT32_MAX};
+}
+
+// The races over what the cut keeps: the token and its logit, in the first warp.
+template <bool kVectors>
+__device__ __forceinline__ Best DrawKept(const Selection& s, const Cut& cut) {
+  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
+  auto keep = [&](int block, const float(&all)[kPerLane], float(&x)[kPerLane]) {
 #pragma unroll
     for (int i = 0; i < kPerLane; ++i) {
-      if (!kept(x[i], KeyOf(x[i]), IdAt(block, i))) x[i] = kNever;
+      x[i] = Kept(cut, KeyOf(all[i]), IdAt(block, i)) ? all[i] : kNever;
     }
   };
-  // The best stays whatever min-p says: its weight is 1.
-  const double lowest = s.max + s.plan.log2_min_p / s.scale * 1.0001 - 1e-4;
-  uint32_t least = cut.key;
-  if (lowest > -FLT_MAX) least = max(least, KeyOf(static_cast<float>(lowest)));
-  Best best = {kNever, 0.0f, -1};
-  ForBlocks<kVectors>(s, least, [&](int block, const float(&all)[kPerLane]) {
-    float x[kPerLane];
-#pragma unroll
-    for (int i = 0; i < kPerLane; ++i) x[i] = all[i];
-    keep(block, x);
-    const float max = BlockMax(x);
-    if (max == kNever) return;
-    const Best mine = {max, LeadOf(s.plan, block, BlockMass(x, max, s.scale)), block};
-    if (Better(mine, best, s.scale)) best = mine;
-  });
+  Best best = NoBest();
+  float max = kNever, mass = 0.0f;  // of this lane's block
+  ForBlocks<kVectors>(
+      s, cut.key,
+      [&](int block, int owner, const float(&all)[kPerLane]) {
+        float x[kPerLane];
+        keep(block, all, x);
+        const float m = BlockMax(x);
+        if (m == kNever) return;
+        const float sum = BlockMass(x, m, s.scale);
+        if (lane == owner) max = m, mass = sum;
+      },
+      [&](int block) {
+        if (max > kNever) {
+          const Best mine = {max, LeadOf(s.plan, block, mass), block, kNever};
+          if (Better(mine, best, s.scale)) best = mine;
+        }
+        max = kNever, mass = 0.0f;
+      });
+  best = WarpBest(best, s.scale);
   __syncthreads();
-  if (threadIdx.x % kWarp == 0) s.shared.partials[threadIdx.x / kWarp].best = best;
+  if (lane == 0) s.shared.best[warp] = best;
   __syncthreads();
-  for (int i = 0; i < kSampleWarps; ++i) {
-    const Best& other = s.shared.partials[i].best;
-    if (Better(other, best, s.scale)) best = other;
-  }
-  if (best.block < 0) return -1;
-  float x[kPerLane];
-  LoadBlock<kVectors>(s.job, s.logits, best.block, x);
-  keep(best.block, x);
-  return WinnerInBlock(s.plan, best.block, x, best.max);
+  best = WarpBest(lane < kSampleWarps ? s.shared.best[lane] : NoBest(), s.scale);
+  if (best.id < 0 || warp > 0) return best;
+  float all[kPerLane], x[kPerLane];
+  LoadBlock<kVectors>(s.job, s.logits, best.id, all);
+  keep(best.id, all, x);
+  WinnerInBlock(s.plan, best.id, x, &best);
+  return best;
 }
 
 // Leaves the `top` best in the candidates and says what truncation keeps.

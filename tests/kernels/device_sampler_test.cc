@@ -262,6 +262,9 @@ TEST_F(DeviceSamplerTest, TheBatchDoesNotMatter) {
     const Outcome alone =
         OnGpu({logits.begin() + i * kVocab, logits.begin() + (i + 1) * kVocab}, {rows[i]});
     EXPECT_EQ(alone.results[0].token, together.results[i].token) << i;
+    if (rows[i].num_top_logprobs < 0) continue;
+    EXPECT_EQ(alone.results[0].logprob, together.results[i].logprob) << i;
+    EXPECT_EQ(alone.top[0], together.top[i]) << i;
   }
 }
 
