@@ -1,5 +1,5 @@
-// Attention: planning, the step before (norm, rotary, store), and kernels for any shape and type.
-// attention_decode.cu and sm90/attention_prefill.cu do what is hot.
+// Attention: planning, and kernels for any shape and type. attention_prepare.cu has the step before
+// (norm, rotary, store), attention_decode.cu and sm90/attention_prefill.cu what is hot.
 #include "kernels/cuda/attention.cuh"
 
 #include <algorithm>
@@ -12,99 +12,10 @@
 namespace weir::kernels::gpu {
 namespace {
 
-constexpr int kPrepareThreads = 256;
+constexpr int kStoreThreads = 256;
 constexpr int kAttendWarps = 8;
 // Keys that a warp of the generic kernel takes at a time.
 constexpr int kKeys = 4;
-
-// Sequence of a token and whether this launch is to do it.
-struct TokenPlace {
-  int seq, slot, run, entry;  // entry: of the token itself
-  bool mine;
-};
-
-__device__ __forceinline__ TokenPlace PlaceOf(const AttentionParams& p, int token) {
-  TokenPlace t;
-  t.seq = FindSequence(p, token);
-  const int begin = p.offsets[t.seq];
-  t.run = p.offsets[t.seq + 1] - begin;
-  t.slot = p.slots[t.seq];
-  t.entry = p.cached[t.seq] + token - begin;
-  t.mine = t.run >= p.min_run && t.run <= p.max_run;
-  return t;
-}
-
-// x [head_dim] normed into row (shared memory) by one warp.
-template <typename T>
-__device__ __forceinline__ void NormRow(const T* x, const float* weight, float eps, int head_dim,
-                                        float* row) {
-  const int lane = threadIdx.x % kWarp;
-  float sum = 0.0f;
-  for (int d = lane; d < head_dim; d += kWarp) {
-    const float value = Load(x + d);
-    row[d] = value;
-    sum += value * value;
-  }
-  if (weight != nullptr) {
-    const float inverse = rsqrtf(WarpSum(sum) / static_cast<float>(head_dim) + eps);
-    for (int d = lane; d < head_dim; d += kWarp) row[d] = row[d] * inverse * weight[d];
-  }
-  __syncwarp();
-}
-
-// A block per token, a warp per head of q, k and v. Rings keep their old entries: the new k stays
-// in the activations until all are read.
-template <typename T, typename KV>
-__global__ void PrepareKernel(const AttentionParams p) {
-  extern __shared__ float shared[];
-  const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, token = blockIdx.x;
-  float *cosine = shared, *sine = cosine + p.half, *row = sine + p.half + warp * p.head_dim;
-  PdlWait();
-  PdlLaunchDependents();
-  const TokenPlace t = PlaceOf(p, token);
-  if (!t.mine) return;
-  if (t.slot < 0) {
-    for (int d = threadIdx.x; d < p.heads * p.head_dim; d += blockDim.x) {
-      Store(static_cast<T*>(p.out) + token * p.out_stride + d, 0.0f);
-    }
-    return;
-  }
-  if (p.half > 0) {
-    RotaryTable(p.inv_freq, p.half, p.positions[token], 1.0f, cosine, sine, threadIdx.x,
-                blockDim.x);
-  }
-  __syncthreads();
-  const bool paged = p.kv.table != nullptr;
-  for (int h = warp; h < p.heads + 2 * p.kv_heads; h += blockDim.x / kWarp) {
-    if (h < p.heads) {
-      if (p.q_norm == nullptr && p.half == 0) continue;
-      T* x = static_cast<T*>(p.q) + token * p.q_stride + h * p.head_dim;
-      NormRow(x, p.q_norm, p.norm_eps, p.head_dim, row);
-      for (int d = lane; d < p.head_dim; d += kWarp) {
-        Store(x + d, Rotated(row, d, p.half, cosine, sine));
-      }
-    } else if (h < p.heads + p.kv_heads) {
-      const int head = h - p.heads;
-      T* x = static_cast<T*>(p.k) + token * p.k_stride + head * p.head_dim;
-      NormRow(x, p.k_norm, p.norm_eps, p.head_dim, row);
-      KV* key = paged ? KeyAt<KV>(p, t.seq, t.slot, t.entry, head) : nullptr;
-      for (int d = lane; d < p.head_dim; d += kWarp) {
-        const float value = Rotated(row, d, p.half, cosine, sine);
-        if (paged) {
-          Store(key + d, value);
-        } else {
-          Store(x + d, value);
-        }
-      }
-    } else if (paged) {
-      const int head = h - p.heads - p.kv_heads;
-      const T* x = static_cast<const T*>(p.v) + token * p.v_stride + head * p.head_dim;
-      KV* value = KeyAt<KV>(p, t.seq, t.slot, t.entry, head) + ValueOffset(p);
-      for (int d = lane; d < p.head_dim; d += kWarp) Store(value + d, Load(x + d));
-    }
-    __syncwarp();
-  }
-}
 
 __device__ __forceinline__ float As(const float*, float x) { return x; }
 __device__ __forceinline__ float As(const bf16*, float x) {
@@ -126,7 +37,8 @@ struct Entry {
 // at the end. What a token gets depends on its position only. Elements: of a row per lane.
 template <typename T, typename KV, int kElements>
 __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const AttentionParams p) {
-  extern __shared__ float accumulators[];  // [warps, head_dim]
+  constexpr int kUnroll = kElements > 8 ? 1 : kElements;  // huge heads: any code will do
+  extern __shared__ float accumulators[];                 // [warps, head_dim]
   __shared__ float maxima[kAttendWarps], sums[kAttendWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int token = blockIdx.x, head = blockIdx.y, kv_head = head / p.group;
@@ -141,6 +53,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
 
   float q[kElements], acc[kElements] = {};
   const T* q_row = static_cast<const T*>(p.q) + token * p.q_stride + head * p.head_dim;
+#pragma unroll kUnroll
   for (int i = 0; i < kElements; ++i) {
     const int d = lane + i * kWarp;
     q[i] = d < p.head_dim ? Load(q_row + d) * p.scale_log2 : 0.0f;
@@ -164,6 +77,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
         values[u].stored = key.stored + ValueOffset(p);
       }
       float dot = 0.0f;
+#pragma unroll kUnroll
       for (int i = 0; i < kElements; ++i) {
         const int d = lane + i * kWarp;
         if (d < p.head_dim) dot += q[i] * key[d];
@@ -174,11 +88,13 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
     const float rescale = exp2f(max - block_max);
     max = block_max;
     sum *= rescale;
+#pragma unroll kUnroll
     for (int i = 0; i < kElements; ++i) acc[i] *= rescale;
     for (int u = 0; u < kKeys; ++u) {
       if (base + u > t.entry) break;
       const float weight = exp2f(scores[u] - max);
       sum += weight;
+#pragma unroll kUnroll
       for (int i = 0; i < kElements; ++i) {
         const int d = lane + i * kWarp;
         if (d < p.head_dim) acc[i] += weight * values[u][d];
@@ -189,6 +105,7 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
     maxima[warp] = max;
     sums[warp] = sum;
   }
+#pragma unroll kUnroll
   for (int i = 0; i < kElements; ++i) {
     const int d = lane + i * kWarp;
     if (d < p.head_dim) accumulators[warp * p.head_dim + d] = acc[i];
@@ -233,18 +150,6 @@ __global__ void StoreRingKernel(const AttentionParams p) {
   }
 }
 
-// fn(activation, kv) with a value of each type.
-template <typename Fn>
-void WithTypes(DType activation, bool kv_bf16, const Fn& fn) {
-  WithActivation(activation, [&](auto act) {
-    if (kv_bf16) {
-      fn(act, bf16{});
-    } else {
-      fn(act, float{});
-    }
-  });
-}
-
 void LaunchAttend(const AttentionParams& p, DType activation, Stream stream) {
   LaunchOptions options;
   options.shared_bytes = sizeof(float) * kAttendWarps * p.head_dim;
@@ -253,8 +158,8 @@ void LaunchAttend(const AttentionParams& p, DType activation, Stream stream) {
     using T = decltype(act);
     using KV = decltype(kv);
     const char* op = "Attention, any shape";
-    if (p.head_dim <= 2 * kWarp) {
-      Launch(op, stream, AttendKernel<T, KV, 2>, grid, block, options, p);
+    if (p.head_dim <= 4 * kWarp) {
+      Launch(op, stream, AttendKernel<T, KV, 4>, grid, block, options, p);
     } else if (p.head_dim <= 8 * kWarp) {
       Launch(op, stream, AttendKernel<T, KV, 8>, grid, block, options, p);
     } else {
@@ -267,7 +172,7 @@ void LaunchAttend(const AttentionParams& p, DType activation, Stream stream) {
 void LaunchStoreRing(const AttentionParams& p, DType activation, Stream stream) {
   WithTypes(activation, p.kv.bf16, [&](auto act, auto kv) {
     Launch("WindowAttention, store", stream, StoreRingKernel<decltype(act), decltype(kv)>,
-           dim3(p.tokens), dim3(kPrepareThreads), {}, p);
+           dim3(p.tokens), dim3(kStoreThreads), {}, p);
   });
 }
 
@@ -326,28 +231,54 @@ AttentionParams MakeParams(const AttentionArgs& a, DType kv) {
   return p;
 }
 
-void Attend(const AttentionParams& p, DType activation, Stream stream) {
+// Whether the batch has sequences of one token, and longer ones. Without host copies (in a captured
+// graph) only the counts tell.
+struct Runs {
+  bool singles = false, longer = false;
+};
+Runs FindRuns(const AttentionArgs& args, const AttentionParams& p) {
+  if (args.host_offsets == nullptr) {
+    return p.tokens == p.sequences ? Runs{true, false} : Runs{true, true};
+  }
+  Runs runs;
+  for (int i = 0; i < p.sequences; ++i) {
+    const int32_t run = args.host_offsets[i + 1] - args.host_offsets[i];
+    runs.singles |= run == 1;
+    runs.longer |= run > 1;
+  }
+  return runs;
+}
+
+// Which kernel a sequence gets depends on the length of its own run only.
+void Attend(const AttentionArgs& args, AttentionParams p, Stream stream) {
   if (p.tokens == 0 || p.heads == 0 || p.head_dim == 0) return;
+  const DType activation = args.q.dtype();
+  const Runs runs = FindRuns(args, p);
+  if (DecodeSupported(p, activation)) {
+    if (runs.singles) {
+      WEIR_CHECK(args.scratch != nullptr) << "attention without scratch";
+      p.max_run = 1;
+      LaunchDecode(p, args.max_entries, args.scratch, stream);
+    }
+    if (!runs.longer) return;
+    p.min_run = 2;
+    p.max_run = INT_MAX;
+  }
   LaunchPrepare(p, activation, stream);
-  LaunchAttend(p, activation, stream);
+  if (PrefillSupported(p, activation)) {
+    LaunchPrefill(p, args.host_offsets, stream);
+  } else {
+    LaunchAttend(p, activation, stream);
+  }
   if (p.kv.table == nullptr) LaunchStoreRing(p, activation, stream);
 }
 
 }  // namespace
 
-void LaunchPrepare(const AttentionParams& p, DType activation, Stream stream) {
-  LaunchOptions options;
-  options.shared_bytes = sizeof(float) * (2 * p.half + kPrepareThreads / kWarp * p.head_dim);
-  WithTypes(activation, p.kv.bf16, [&](auto act, auto kv) {
-    Launch("Attention, prepare", stream, PrepareKernel<decltype(act), decltype(kv)>, dim3(p.tokens),
-           dim3(kPrepareThreads), options, p);
-  });
-}
-
-int64_t AttentionScratchBytes(int /*heads*/, int /*kv_heads*/, int /*head_dim*/, int64_t /*tokens*/,
-                              int64_t /*sequences*/, int64_t /*max_entries*/,
-                              DType /*activation*/) {
-  return 0;
+int64_t AttentionScratchBytes(int heads, int kv_heads, int head_dim, int64_t /*tokens*/,
+                              int64_t sequences, int64_t max_entries, DType activation) {
+  if (activation != DType::kBF16) return 0;
+  return DecodeScratchBytes(heads, kv_heads, head_dim, sequences, max_entries);
 }
 
 void PagedAttention(const AttentionArgs& args, const PagedKv& kv, Stream stream) {
@@ -358,7 +289,7 @@ void PagedAttention(const AttentionArgs& args, const PagedKv& kv, Stream stream)
   p.kv.table = kv.block_table.data<int32_t>();
   p.kv.table_stride = kv.block_table.row_stride();
   p.kv.block_tokens = kv.page_tokens;
-  Attend(p, args.q.dtype(), stream);
+  Attend(args, p, stream);
 }
 
 void WindowAttention(const AttentionArgs& args, const RingKv& ring, Stream stream) {
@@ -367,7 +298,7 @@ void WindowAttention(const AttentionArgs& args, const RingKv& ring, Stream strea
   p.kv.base = static_cast<char*>(ring.base);
   p.kv.block_bytes = ring.slot_stride_bytes;
   p.kv.block_tokens = ring.window;
-  Attend(p, args.q.dtype(), stream);
+  Attend(args, p, stream);
 }
 
 }  // namespace weir::kernels::gpu

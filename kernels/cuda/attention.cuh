@@ -52,6 +52,23 @@ __device__ __forceinline__ int FindSequence(const AttentionParams& p, int token)
   return low;
 }
 
+// Sequence of a token and whether this launch is to do it.
+struct TokenPlace {
+  int seq, slot, run, entry;  // entry: of the token itself
+  bool mine;
+};
+
+__device__ __forceinline__ TokenPlace PlaceOf(const AttentionParams& p, int token) {
+  TokenPlace t;
+  t.seq = FindSequence(p, token);
+  const int begin = p.offsets[t.seq];
+  t.run = p.offsets[t.seq + 1] - begin;
+  t.slot = p.slots[t.seq];
+  t.entry = p.cached[t.seq] + token - begin;
+  t.mine = t.run >= p.min_run && t.run <= p.max_run;
+  return t;
+}
+
 __device__ __forceinline__ int64_t BlockOf(const AttentionParams& p, int seq, int slot, int entry) {
   return p.kv.table == nullptr ? slot
                                : p.kv.table[seq * p.kv.table_stride + entry / p.kv.block_tokens];
@@ -73,6 +90,7 @@ __device__ __forceinline__ int64_t ValueOffset(const AttentionParams& p) {
 __device__ __forceinline__ void RotaryTable(const float* inv_freq, int half, int32_t position,
                                             float factor, float* cosine, float* sine, int thread,
                                             int threads) {
+#pragma unroll 1
   for (int i = thread; i < half; i += threads) {
     float s, c;
     sincosf(__fmul_rn(static_cast<float>(position), inv_freq[i]), &s, &c);
@@ -89,7 +107,50 @@ __device__ __forceinline__ float Rotated(const float* x, int d, int half, const 
                   : x[d] * cosine[d - half] + x[d - half] * sine[d - half];
 }
 
-// Keys and values of runs: q, k normed and rotated, k and v stored.
+// x [head_dim] normed into row (shared memory) by one warp.
+template <typename T>
+__device__ __forceinline__ void NormRow(const T* x, const float* weight, float eps, int head_dim,
+                                        float* row) {
+  const int lane = threadIdx.x % kWarp;
+  float sum = 0.0f;
+  for (int d = lane; d < head_dim; d += kWarp) {
+    const float value = Load(x + d);
+    row[d] = value;
+    sum += value * value;
+  }
+  if (weight != nullptr) {
+    const float inverse = rsqrtf(WarpSum(sum) / static_cast<float>(head_dim) + eps);
+    for (int d = lane; d < head_dim; d += kWarp) row[d] = row[d] * inverse * weight[d];
+  }
+  __syncwarp();
+}
+
+// Rotates row in place, one warp; every element is written by the lane that reads it.
+__device__ __forceinline__ void RotateRow(const AttentionParams& p, int32_t position, float* row) {
+  for (int i = threadIdx.x % kWarp; i < p.half; i += kWarp) {
+    float s, c;
+    sincosf(__fmul_rn(static_cast<float>(position), p.inv_freq[i]), &s, &c);
+    const float a = row[i], b = row[i + p.half];
+    row[i] = a * c - b * s;
+    row[i + p.half] = b * c + a * s;
+  }
+  __syncwarp();
+}
+
+// fn(activation, kv) with a value of each type.
+template <typename Fn>
+void WithTypes(DType activation, bool kv_bf16, const Fn& fn) {
+  WithActivation(activation, [&](auto act) {
+    if (kv_bf16) {
+      fn(act, bf16{});
+    } else {
+      fn(act, float{});
+    }
+  });
+}
+
+// attention_prepare.cu: q and k normed and rotated, k and v stored; rings keep their old entries,
+// the new k stays in the activations until all are read. Zeros where the slot is padding.
 void LaunchPrepare(const AttentionParams& p, DType activation, Stream stream);
 
 // attention_decode.cu: sequences of one token, everything in one launch.

@@ -221,13 +221,13 @@ class Memory {
       return;
     }
     // Pages of a sequence lie in scattered order; past the need the table holds garbage.
-    std::vector<int32_t> table(runs.size() * (pages_per_sequence_ + 2), -1234567);
+    table_.assign(runs.size() * (pages_per_sequence_ + 2), -1234567);
     for (size_t i = 0; i < runs.size(); ++i) {
       const Sequence& s = *runs[i].sequence;
       if (s.slot < 0) continue;
       const int64_t need = (s.done + runs[i].tokens + shape_.page_tokens - 1) / shape_.page_tokens;
       for (int64_t page = 0; page < need; ++page) {
-        table[i * (pages_per_sequence_ + 2) + page] =
+        table_[i * (pages_per_sequence_ + 2) + page] =
             static_cast<int32_t>((pages_per_sequence_ - 1 - page) * kSlots + s.slot);
       }
     }
@@ -238,9 +238,8 @@ class Memory {
     kv.page_tokens = shape_.page_tokens;
     kv.dtype = shape_.dtype;
     kv.block_table = mirror.Plain(
-        TensorView(table.data(), {static_cast<int64_t>(runs.size()), pages_per_sequence_ + 2}));
+        TensorView(table_.data(), {static_cast<int64_t>(runs.size()), pages_per_sequence_ + 2}));
     PagedAttention(args, kv, mirror.stream());
-    mirror.Fetch();  // before the table goes
   }
 
   Target target_;
@@ -249,6 +248,7 @@ class Memory {
   Options options_;
   int64_t entry_bytes_ = 0, pages_per_sequence_ = 0, layer_offset_ = 0, block_stride_ = 0;
   std::vector<char> bytes_;
+  std::vector<int32_t> table_;  // of the batch that runs: the mirror writes it back
   std::vector<float> q_norm_, k_norm_, inv_freq_;
 };
 
@@ -414,7 +414,8 @@ TEST_P(AttentionTest, AgreesWithDoubleLoops) {
   for (const Case& c : Cases()) {
     SCOPED_TRACE(Name(c.shape));
     for (const Options& options : all_options) {
-      if (options.any() && c.length > 300) continue;
+      const bool all = options.norm && options.gate;
+      if (options.any() && c.length > (all ? 300 : 150)) continue;
       SCOPED_TRACE(::testing::Message() << options.norm << options.rotary << options.gate);
       for (SimdLevel level : Levels()) {
         SCOPED_TRACE(SimdLevelName(level));
