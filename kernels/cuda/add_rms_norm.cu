@@ -1,9 +1,7 @@
 // What joins two blocks of a model: h += scale * delta, y = rms_norm(h).
 //
-// Each warp has its own 256 elements of a row, lanes side by side. With few rows a cluster of
-// thread blocks shares a row: one multiprocessor alone moves too little at a time. Sums go warp by
-// warp in an order that depends on the length alone, so that neither the rows around nor the
-// cluster change a result.
+// Each warp has its own 256 elements of a row, lanes side by side; weights are asked for before
+// anything else, as with few rows time is latency.
 #include <algorithm>
 
 #include "core/check.h"
@@ -16,8 +14,7 @@ namespace {
 
 constexpr int kPerLane = 8;
 constexpr int kPerWarp = kPerLane * kWarp;
-constexpr int kMaxWarps = 32;   // of a row
-constexpr int kManyWarps = 16;  // of a row, where there are many rows
+constexpr int kMaxWarps = 32;  // of a row
 
 template <typename T>
 struct AddNorm {
@@ -31,9 +28,8 @@ struct AddNorm {
 };
 
 // N: neighbouring elements of a lane; a lane has kPerLane / N such pieces of its warp's share.
-template <typename T, int N, bool kFewRows>
-__global__ __launch_bounds__((kFewRows ? kMaxWarps : kManyWarps) * kWarp,
-                             kFewRows ? 1 : 3) void AddRmsNormKernel(AddNorm<T> a) {
+template <typename T, int N>
+__global__ __launch_bounds__(kMaxWarps* kWarp) void AddRmsNormKernel(AddNorm<T> a) {
   constexpr int kPieces = kPerLane / N;
   __shared__ float partial[kMaxWarps];
   const int lane = threadIdx.x % kWarp, warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -47,7 +43,7 @@ __global__ __launch_bounds__((kFewRows ? kMaxWarps : kManyWarps) * kWarp,
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
     const int i = begin + k * kWarp * N;
-    if (kFewRows && i < a.n) LoadN<N>(a.weight + i, weight[k]);
+    if (i < a.n) LoadN<N>(a.weight + i, weight[k]);
   }
   PdlWait();
   PdlLaunchDependents();
@@ -91,7 +87,6 @@ __global__ __launch_bounds__((kFewRows ? kMaxWarps : kManyWarps) * kWarp,
   for (int k = 0; k < kPieces; ++k) {
     const int i = begin + k * kWarp * N;
     if (i < a.n) {
-      if (!kFewRows) LoadN<N>(a.weight + i, weight[k]);
 #pragma unroll
       for (int e = 0; e < N; ++e) x[k][e] = x[k][e] * factor * weight[k][e];
       StoreN<N>(out + i, x[k]);
@@ -112,9 +107,8 @@ __global__ __launch_bounds__((kFewRows ? kMaxWarps : kManyWarps) * kWarp,
 template <typename T, int N>
 void Run(const AddNorm<T>& a, int64_t rows, Stream stream) {
   const int64_t warps = std::min<int64_t>(CeilDiv(a.n, kPerWarp), kMaxWarps);
-  const bool few = rows <= 2 * cuda::Device().multiprocessors || warps > kManyWarps || N == 1;
-  Launch("AddRmsNorm", stream, few ? AddRmsNormKernel<T, N, true> : AddRmsNormKernel<T, N, N == 1>,
-         dim3(static_cast<unsigned>(rows)), dim3(static_cast<unsigned>(warps * kWarp)), {}, a);
+  Launch("AddRmsNorm", stream, AddRmsNormKernel<T, N>, dim3(static_cast<unsigned>(rows)),
+         dim3(static_cast<unsigned>(warps * kWarp)), {}, a);
 }
 
 }  // namespace
