@@ -12,6 +12,9 @@ namespace {
 
 // A matrix of so many rows is a head, whose products are f32.
 constexpr int64_t kLogits = 65536;
+// Weights past this size, whose gated products stream up to kGatedRows rows.
+constexpr int64_t kLargeBytes = int64_t{64} << 20;
+constexpr int64_t kGatedRows = 64;
 
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 
@@ -38,16 +41,21 @@ Product MakeProduct(const TensorView& x, const PackedMatrix& weight, const Tenso
   return product;
 }
 
-// One block for every multiprocessor, in whole clusters, where a block's registers hold its rows.
+// About one block for every multiprocessor; of large weights, tall blocks, two to a multiprocessor,
+// so that one's end hides behind the other. As many warpgroups as a block may have. By the shape
+// of the weight alone: every number of rows adds up in the same order.
 StreamPlan PlanOf(const Product& p) {
+  constexpr int64_t kTallest = 192;
   StreamPlan plan;
   const int64_t halves = p.gated ? 2 : 1;
-  const int64_t blocks = std::max(4, cuda::Device().multiprocessors / 4 * 4 - 4);
-  const int64_t rows = ((p.out / halves + blocks - 1) / blocks + 7) / 8 * 8;
-  plan.block_rows = static_cast<int>(rows * halves <= 192 ? rows * halves : 128);
+  const int64_t blocks = std::max(4, cuda::Device().multiprocessors - 4);
+  const int64_t unit = p.gated ? 8 : 16;
+  const int64_t rows =
+      std::max(unit, ((p.out / halves + blocks - 1) / blocks + 7) / 8 * 8) * halves;
+  if (rows > kTallest) plan.ring_bytes = 104 * 1024;
+  plan.block_rows = static_cast<int>(std::min(rows, kTallest));
   plan.chains = plan.block_rows <= 64 ? 4 : plan.block_rows <= 128 ? 2 : 1;
-  plan.panels = plan.block_rows <= 64 ? 2 : 1;
-  plan.cluster = p.rows > 16 ? 4 : 1;
+  plan.panels = plan.block_rows <= 24 ? 4 : 2;
   return plan;
 }
 
@@ -63,6 +71,9 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
     return StreamMatMul(product, PlanOf(product), stream);
   }
   if (LibraryMatMul(product, stream)) return;
+  if (product.rows <= kMaxStreamRows && StreamMatMulServes(product)) {
+    return StreamMatMul(product, PlanOf(product), stream);
+  }
   PlainMatMul(product, stream);
 }
 
@@ -75,7 +86,10 @@ void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Acti
   if (product.rows == 0) return;
   product.gated = true;
   product.activation = activation;
-  if (product.rows <= kStreamRows && StreamMatMulServes(product)) {
+  // Of a large weight the stream is as quick as the library, and the gate costs no kernel of its
+  // own.
+  const int64_t limit = weight.bytes() >= kLargeBytes ? kGatedRows : kStreamRows;
+  if (product.rows <= limit && StreamMatMulServes(product)) {
     return StreamMatMul(product, PlanOf(product), stream);
   }
   gpu::MatMul(x, weight, bias, both, stream);

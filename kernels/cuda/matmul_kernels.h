@@ -31,10 +31,9 @@ struct StreamPlan {
   int block_rows = 64;  // rows of W of a block, a multiple of 8 (gated: of 16), at most 192
   int chains = 1;       // sums along `in` made side by side; a chain for every 64 rows, 4 in all
   int panels = 1;       // columns of a stage, in units of 64; stages go to the chains in turn
-  int cluster = 1;      // blocks that fetch x together: 1, 2 or 4, 8 rows of x each at least
   int ring_bytes = 200 * 1024;  // copies under way, per block
 };
-inline constexpr int64_t kMaxStreamRows = 128;
+inline constexpr int64_t kMaxStreamRows = 64;
 // Whether the streaming kernel takes it: bf16, rows that start on 16 bytes, up to kMaxStreamRows,
 // on compute capability 9.0.
 bool StreamMatMulServes(const Product& product);

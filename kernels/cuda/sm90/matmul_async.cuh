@@ -47,44 +47,11 @@ __device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) 
 inline constexpr uint64_t kEvictFirst = 0x12F0000000000000u, kEvictLast = 0x14F0000000000000u;
 
 __device__ __forceinline__ void LoadBox(void* to, const CUtensorMap* map, uint64_t* barrier,
-                                        int column, int row, uint64_t policy) {
+                                        int column, int row, int panel, uint64_t policy) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "l"(policy)
-      : "memory");
-}
-// The same box into the same place of all blocks of the cluster that `mask` names, each of whose
-// barriers at that place counts its bytes.
-__device__ __forceinline__ void LoadBoxForAll(void* to, const CUtensorMap* map, uint64_t* barrier,
-                                              int column, int row, uint16_t mask, uint64_t policy) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster.L2::cache_hint [%0], [%1, {%3, %4}], [%2], %5, %6;" ::"r"(
-          SharedAddress(to)),
-      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "h"(mask), "l"(policy)
-      : "memory");
-}
-__device__ __forceinline__ uint32_t ClusterRank() {
-  uint32_t rank;
-  asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-  return rank;
-}
-__device__ __forceinline__ void ClusterArrive() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-__device__ __forceinline__ void ClusterWait() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-// Arrives at the barrier at the same place in another block of the cluster.
-__device__ __forceinline__ void BarrierArriveAt(uint64_t* barrier, uint32_t rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(rank)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".L2::cache_hint [%0], [%1, {%3, %4, 0, %5}], [%2], %6;" ::"r"(SharedAddress(to)),
+      "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "r"(panel), "l"(policy)
       : "memory");
 }
 
@@ -138,16 +105,6 @@ __device__ __forceinline__ void Multiply(float (&d)[32], uint64_t a, uint64_t b)
       "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
       "%27, %28, %29, %30, %31}, %32, %33, 1, 1, 1, 0, 0;"
       : WEIR_REGS16(d, 0), WEIR_REGS16(d, 16)
-      : "l"(a), "l"(b));
-}
-__device__ __forceinline__ void Multiply(float (&d)[64], uint64_t a, uint64_t b) {
-  asm volatile(
-      "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 {%0, %1, %2, %3, %4, %5, %6, %7, %8, "
-      "%9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, "
-      "%27, %28, %29, %30, %31, %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, "
-      "%45, %46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, "
-      "%63}, %64, %65, 1, 1, 1, 0, 0;"
-      : WEIR_REGS16(d, 0), WEIR_REGS16(d, 16), WEIR_REGS16(d, 32), WEIR_REGS16(d, 48)
       : "l"(a), "l"(b));
 }
 #undef WEIR_REGS16

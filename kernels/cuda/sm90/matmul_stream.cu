@@ -5,7 +5,8 @@
 // A block takes some rows of W, about as many as make one block for every multiprocessor, and runs
 // along `in`. One warpgroup that multiplies tile after tile waits for its own results most of the
 // time, so several take the stages of the ring in turn, and their sums are added up at the end in a
-// fixed order. Blocks of a cluster fetch each part of x once for all of them.
+// fixed order. A copy costs its issue of about 0.1 us whatever its size, so a stage is one of W
+// and one of x, each issued by a thread of its own.
 //
 // How `in` is shared out depends on the shape of W alone, and a column of the product does not
 // depend on its neighbours: a row of y has the same bits in every batch.
@@ -38,7 +39,7 @@ struct StreamArgs {
   int block_rows;      // of W; gated: half of them from each half of W
   int groups, chains;  // warpgroups: for 64 rows each, times chains
   int panels, stages;  // of a stage, of the ring
-  int cluster;
+  bool whole;          // the panels of a stage come in one copy: `in` is a multiple of a panel
   bool gated, y_bf16;
   Activation activation;
 
@@ -52,57 +53,51 @@ struct Pipeline {
   uint64_t full[kMaxStages], empty[kMaxStages];
 };
 
-// One thread fills the ring: W for as many stages as there are before the wait for the kernel in
-// front, then x for them, then both.
+// Calls copy(index in the stage, column, panel) for each copy that fills stage `i`.
+template <typename Copy>
+__device__ __forceinline__ void EachCopy(const StreamArgs& a, int i, const Copy& copy) {
+  const int first = i * a.panels;
+  if (a.whole) return copy(0, 0, first);
+  const int count = min(a.panels, (a.in + kPanel - 1) / kPanel - first);
+  for (int p = 0; p < count; ++p) copy(p, (first + p) * kPanel, 0);
+}
+
+// One thread: W into the ring, ahead of the kernel in front as far as there is room.
 template <int N>
-__device__ __forceinline__ void Produce(const StreamArgs& a, const CUtensorMap* w_map,
-                                        const CUtensorMap* x_map, Pipeline* pipe, char* ring,
-                                        int stages_of_work) {
-  const int panels = (a.in + kPanel - 1) / kPanel;
+__device__ __forceinline__ void ProduceW(const StreamArgs& a, const CUtensorMap* map,
+                                         Pipeline* pipe, char* ring, int stages_of_work) {
   const int half = a.gated ? a.block_rows / 2 : a.block_rows;
   const int row = static_cast<int>(blockIdx.x) * half;
-  const int share = N / a.cluster;  // rows of x that this block fetches
-  const int rank = a.cluster > 1 ? static_cast<int>(ClusterRank()) : 0;
-  auto each_panel = [&](int i, const auto& fn) {
-    const int first = i * a.panels, count = min(a.panels, panels - first);
-    for (int p = 0; p < count; ++p) fn(p, (first + p) * kPanel);
-  };
-  auto load_w = [&](int i, int stage) {
-    char* at = ring + stage * a.stage_bytes(N);
-    const int count = min(a.panels, panels - i * a.panels);
-    BarrierExpect(&pipe->full[stage],
-                  static_cast<uint32_t>(count * (a.block_rows + N) * kRowBytes));
-    each_panel(i, [&](int p, int column) {
-      char* to = at + p * a.block_rows * kRowBytes;
-      LoadBox(to, w_map, &pipe->full[stage], column, row, kEvictFirst);
-      if (!a.gated) return;
-      LoadBox(to + half * kRowBytes, w_map, &pipe->full[stage], column, a.out / 2 + row,
-              kEvictFirst);
-    });
-  };
-  auto load_x = [&](int i, int stage) {
-    char* at = ring + stage * a.stage_bytes(N) + a.panels * a.block_rows * kRowBytes;
-    each_panel(i, [&](int p, int column) {
-      char* to = at + (p * N + rank * share) * kRowBytes;
-      if (a.cluster == 1) {
-        LoadBox(to, x_map, &pipe->full[stage], column, 0, kEvictLast);
-      } else {
-        LoadBoxForAll(to, x_map, &pipe->full[stage], column, rank * share,
-                      static_cast<uint16_t>((1 << a.cluster) - 1), kEvictLast);
-      }
-    });
-  };
-  const int early = min(stages_of_work, a.stages);
-  for (int i = 0; i < early; ++i) load_w(i, i);
-  if (a.cluster > 1) ClusterWait();  // their barriers are set up
-  PdlWait();
-  for (int i = 0; i < early; ++i) load_x(i, i);
+  const int panels = (a.in + kPanel - 1) / kPanel;
   int stage = 0;
-  uint32_t parity = 0;
-  for (int i = early; i < stages_of_work; ++i) {
+  uint32_t parity = 1;  // the ring is empty at first
+  for (int i = 0; i < stages_of_work; ++i) {
     BarrierWait(&pipe->empty[stage], parity);
-    load_w(i, stage);
-    load_x(i, stage);
+    char* at = ring + stage * a.stage_bytes(N);
+    uint64_t* full = &pipe->full[stage];
+    // What a whole copy finds beyond the last panel arrives as zeros.
+    const int count = a.whole ? a.panels : min(a.panels, panels - i * a.panels);
+    BarrierExpect(full, static_cast<uint32_t>(count * (a.block_rows + N) * kRowBytes));
+    EachCopy(a, i, [&](int p, int column, int panel) {
+      LoadBox(at + p * a.block_rows * kRowBytes, map, full, column, row, panel, kEvictFirst);
+    });
+    if (++stage == a.stages) stage = 0, parity ^= 1;
+  }
+}
+
+// Another one: x.
+template <int N>
+__device__ __forceinline__ void ProduceX(const StreamArgs& a, const CUtensorMap* map,
+                                         Pipeline* pipe, char* ring, int stages_of_work) {
+  PdlWait();
+  int stage = 0;
+  uint32_t parity = 1;
+  for (int i = 0; i < stages_of_work; ++i) {
+    BarrierWait(&pipe->empty[stage], parity);
+    char* at = ring + stage * a.stage_bytes(N) + a.panels * a.block_rows * kRowBytes;
+    EachCopy(a, i, [&](int p, int column, int panel) {
+      LoadBox(at + p * N * kRowBytes, map, &pipe->full[stage], column, 0, panel, kEvictLast);
+    });
     if (++stage == a.stages) stage = 0, parity ^= 1;
   }
 }
@@ -132,11 +127,7 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, Pipeline* pipe, con
       ProductCommit();
     }
     ProductWait<0>();
-    if (a.cluster == 1) {
-      if (thread == 0) BarrierArrive(&pipe->empty[stage]);
-    } else if (thread < a.cluster) {
-      BarrierArriveAt(&pipe->empty[stage], static_cast<uint32_t>(thread));
-    }
+    if (thread == 0) BarrierArrive(&pipe->empty[stage]);
   }
 }
 
@@ -176,13 +167,12 @@ __device__ __forceinline__ void Finish(const StreamArgs& a, const float* sums) {
 
 template <int N>
 __global__ __launch_bounds__(kMaxWarpgroups * 128 +
-                             32) void StreamKernel(const __grid_constant__ CUtensorMap w_map,
-                                                   const __grid_constant__ CUtensorMap x_map,
-                                                   const __grid_constant__ StreamArgs a) {
+                             2 * kWarp) void StreamKernel(const __grid_constant__ CUtensorMap w_map,
+                                                          const __grid_constant__ CUtensorMap x_map,
+                                                          const __grid_constant__ StreamArgs a) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
   extern __shared__ char memory[];
   __shared__ Pipeline pipe;
-  // The same offset in every block of a cluster: they write into each other's.
   char* ring = memory + (1024 - SharedAddress(memory) % 1024) % 1024;
   const int steps = a.panels * kPanel;
   const int stages_of_work = (a.in + steps - 1) / steps;
@@ -194,27 +184,21 @@ __global__ __launch_bounds__(kMaxWarpgroups * 128 +
   if (thread == 0) {
     for (int i = 0; i < a.stages; ++i) {
       BarrierInit(&pipe.full[i], 1);
-      BarrierInit(&pipe.empty[i], static_cast<uint32_t>(a.groups * a.cluster));
+      BarrierInit(&pipe.empty[i], static_cast<uint32_t>(a.groups));
     }
     BarrierFence();
   }
   __syncthreads();
-  if (a.cluster > 1) ClusterArrive();
   float sum[N / 2] = {};
   if (thread >= workers) {
-    if (thread == workers) {
-      Produce<N>(a, &w_map, &x_map, &pipe, ring, stages_of_work);
-    } else if (a.cluster > 1) {
-      ClusterWait();
-    }
+    if (thread == workers) ProduceW<N>(a, &w_map, &pipe, ring, stages_of_work);
+    if (thread == workers + kWarp) ProduceX<N>(a, &x_map, &pipe, ring, stages_of_work);
     __syncwarp();
   } else {
-    if (a.cluster > 1) ClusterWait();
     Consume<N>(a, &pipe, ring, stages_of_work, group, chain, sum);
   }
   PdlWait();
   __syncthreads();  // nobody reads the ring any more
-  if (a.cluster > 1) ClusterArrive();
   auto* sums = reinterpret_cast<float*>(ring);
   if (thread < workers) {
     const int lane = thread % 32, row = group * kGroup + thread / 32 % 4 * 16 + lane / 4;
@@ -227,7 +211,6 @@ __global__ __launch_bounds__(kMaxWarpgroups * 128 +
   }
   __syncthreads();
   if (thread < workers) Finish<N>(a, sums);
-  if (a.cluster > 1) ClusterWait();  // the others may still arrive at this block's barriers
 #endif
 }
 
@@ -248,18 +231,27 @@ EncodeFn FindEncode() {
   return encode;
 }
 
-// A [rows, in] bf16 matrix, read in boxes of [box_rows, kPanel]; zeros outside of it.
-CUtensorMap MakeMap(const void* data, int64_t rows, int64_t in, int64_t stride, int box_rows) {
+// A [halves, rows, in] bf16 matrix, read in boxes of `panels` panels of the same `box_rows` rows of
+// each half, [panels, halves, box_rows, kPanel] in shared memory; zeros outside of it. Where `in`
+// is no multiple of a panel, a box is one panel at any column.
+CUtensorMap MakeMap(const void* data, int64_t in, int64_t stride, int64_t rows, int halves,
+                    int box_rows, int panels) {
+  const bool whole = in % kPanel == 0;
+  auto wide = [](int64_t n) { return static_cast<cuuint64_t>(n); };
+  const cuuint64_t sizes[] = {wide(whole ? kPanel : in), wide(rows), wide(halves),
+                              wide(whole ? in / kPanel : 1)};
+  const cuuint64_t strides[] = {wide(stride * 2), wide(rows * stride * 2), kRowBytes};
+  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(box_rows),
+                            static_cast<cuuint32_t>(halves),
+                            static_cast<cuuint32_t>(whole ? panels : 1)};
+  const cuuint32_t steps[] = {1, 1, 1, 1};
   CUtensorMap map;
-  const cuuint64_t sizes[] = {static_cast<cuuint64_t>(in), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2};
-  const cuuint32_t box[] = {kPanel, static_cast<cuuint32_t>(box_rows)}, steps[] = {1, 1};
   const CUresult result =
-      FindEncode()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(data), sizes,
+      FindEncode()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), sizes,
                    strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
                    CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  WEIR_CHECK(result == CUDA_SUCCESS) << "a map of [" << rows << ", " << in << "], stride " << stride
-                                     << ": " << static_cast<int>(result);
+  WEIR_CHECK(result == CUDA_SUCCESS) << "a map of [" << halves << ", " << rows << ", " << in
+                                     << "], stride " << stride << ": " << static_cast<int>(result);
   return map;
 }
 
@@ -275,12 +267,12 @@ void LaunchStream(const Product& p, const StreamPlan& plan, Stream stream) {
   a.block_rows = plan.block_rows;
   a.groups = static_cast<int>(CeilDiv(plan.block_rows, kGroup));
   a.chains = plan.chains;
-  a.cluster = std::min(plan.cluster, N / 8);
   a.gated = p.gated;
   a.y_bf16 = p.y_type == DType::kBF16;
   a.activation = p.activation;
   const int panels = static_cast<int>(CeilDiv(p.in, kPanel));
-  a.panels = std::min(plan.panels, panels);
+  a.panels = plan.panels;
+  a.whole = p.in % kPanel == 0;
   const int work = static_cast<int>(CeilDiv(panels, a.panels));
   // A stage always serves the same chain, which thus knows how often it was filled.
   const int fitting =
@@ -295,12 +287,10 @@ void LaunchStream(const Product& p, const StreamPlan& plan, Stream stream) {
   LaunchOptions options;
   options.shared_bytes =
       static_cast<size_t>(std::max(a.stages * a.stage_bytes(N) + behind, sums_bytes) + 1024);
-  options.cluster = a.cluster;
-  const int64_t tiles = CeilDiv(p.gated ? p.out / 2 : p.out, half);
-  const auto blocks = static_cast<unsigned>(CeilDiv(tiles, a.cluster) * a.cluster);
-  Launch("MatMul", stream, StreamKernel<N>, blocks, a.groups * a.chains * 128 + 32, options,
-         MakeMap(p.w, p.out, p.in, p.in, half),
-         MakeMap(p.x, p.rows, p.in, p.x_stride, N / a.cluster), a);
+  const auto blocks = static_cast<unsigned>(CeilDiv(p.gated ? p.out / 2 : p.out, half));
+  Launch("MatMul", stream, StreamKernel<N>, blocks, a.groups * a.chains * 128 + 2 * kWarp, options,
+         MakeMap(p.w, p.in, p.in, p.gated ? p.out / 2 : p.out, p.gated ? 2 : 1, half, a.panels),
+         MakeMap(p.x, p.in, p.x_stride, p.rows, 1, N, a.panels), a);
 }
 
 }  // namespace
@@ -319,8 +309,7 @@ void StreamMatMul(const Product& p, const StreamPlan& plan, Stream stream) {
   if (p.rows <= 8) return LaunchStream<8>(p, plan, stream);
   if (p.rows <= 16) return LaunchStream<16>(p, plan, stream);
   if (p.rows <= 32) return LaunchStream<32>(p, plan, stream);
-  if (p.rows <= 64) return LaunchStream<64>(p, plan, stream);
-  LaunchStream<128>(p, plan, stream);
+  LaunchStream<64>(p, plan, stream);
 }
 
 }  // namespace weir::kernels::gpu
