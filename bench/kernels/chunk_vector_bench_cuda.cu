@@ -226,7 +226,8 @@ int Main(int argc, char** argv) {
     for (const float gate : {-0.1f, -1.0f, -6.0f, -100.0f}) {
       Check({name, update, 2, 1000, 4, gate}, native);
     }
-    CheckAlone({name, update, 4, 500, 32, -0.5f}, native);
+    Check({name, update, 2, 3000, 64, -1.0f}, native);  // more chunks than one launch takes
+    CheckAlone({name, update, 4, 3000, 32, -0.5f}, native);
     for (const auto [batch, tokens, heads] :
          {std::array{1, 4096, 32}, {1, 16384, 32}, {8, 2048, 32}, {4, 8192, 64}, {1, 16384, 8}}) {
       Time({name, update, batch, tokens, heads, -0.5f}, replays, native);

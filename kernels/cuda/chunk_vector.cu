@@ -87,7 +87,7 @@ void VectorChunk(const RecurrenceArgs& args, Stream stream) {
   p.state = static_cast<char*>(args.state);
   p.slot_stride_bytes = args.slot_stride_bytes;
   p.tiles = static_cast<char*>(args.scratch);
-  const auto& device = cuda::Device();
+  const bool warpgroups = vector_chunk::HasWarpgroupScan();
   const int32_t* offsets = args.host_offsets;
   const int last = p.sequences - 1;
   const int chunks = vector_chunk::FirstChunk(offsets, last) +
@@ -96,7 +96,7 @@ void VectorChunk(const RecurrenceArgs& args, Stream stream) {
     p.chunks = static_cast<int>(std::min<int64_t>(chunks - p.first_chunk, ChunksAtOnce(args)));
     if (p.chunks <= 0) return;
     vector_chunk::PrepareChunks(p, delta, stream);
-    if (device.major == 9 && device.minor == 0) {
+    if (warpgroups) {
       vector_chunk::ScanChunksWarpgroup(p, delta, args.v.size(0), stream);
     } else {
       vector_chunk::ScanChunks(p, delta, stream);

@@ -163,7 +163,8 @@ __device__ __forceinline__ uint32_t MultiplyPairs(uint32_t a, uint32_t b) {
 // Launches over p.chunks chunks; `delta` as in RecurrenceArgs.
 void PrepareChunks(const Params& p, bool delta, Stream stream);
 void ScanChunks(const Params& p, bool delta, Stream stream);
-// The same on compute capability 9.0; v has `tokens` rows.
+// The same where HasWarpgroupScan; v has `tokens` rows.
+bool HasWarpgroupScan();
 void ScanChunksWarpgroup(const Params& p, bool delta, int64_t tokens, Stream stream);
 
 }  // namespace weir::kernels::gpu::vector_chunk

@@ -11,9 +11,9 @@ constexpr int kTokenTiles = kChunk / 8, kChannelTiles = kDim / 8;
 template <bool kDelta>
 struct Stages {
   static constexpr int kTile = TileBytes(kDelta);
-  // What goes to shared memory: Q, K, P, W, D, or Q, K, P, D and this block's columns of V.
+  // What goes to shared memory: Q, K, P, W, D, or Q, K, P, D and behind them this block's columns
+  // of V.
   static constexpr int kFromTile = kDelta ? kTileU : kTile;
-  [[maybe_unused]] static constexpr int kV = kFromTile;
   static constexpr int kBytes = (kDelta ? kFromTile : kFromTile + kHalfBytes + 127) / 128 * 128;
   static constexpr int kCount = 2;
 };
@@ -42,7 +42,7 @@ __device__ __forceinline__ void LoadStage(const Params& p, const Scan& c, int ch
         const int row = i / (kRows / 8), channel = i % (kRows / 8) * 8;
         const int token = chunk * kChunk + row;
         const bool in = token < c.tokens;
-        CopyAsync(to + static_cast<uint32_t>(S::kV + Swizzled(row, channel)),
+        CopyAsync(to + static_cast<uint32_t>(S::kFromTile + Swizzled(row, channel)),
                   v + (in ? token : 0) * p.v_stride + channel, in);
       }
     }
@@ -106,7 +106,7 @@ __device__ __forceinline__ void RunChunk(const char* stage, int warp, int lane,
                           Low(u[i].w) - seen[2 * i + 1][2], High(u[i].w) - seen[2 * i + 1][3]};
       AsOperand(x, y, v[i]);
     } else {
-      LoadTransposed(base + S::kV + RowsOfB(lane, i * 16, warp * 16), v[i]);
+      LoadTransposed(base + S::kFromTile + RowsOfB(lane, i * 16, warp * 16), v[i]);
     }
   }
   const float2* decay = reinterpret_cast<const float2*>(stage + TileD(kDelta));

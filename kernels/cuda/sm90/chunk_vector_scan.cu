@@ -9,10 +9,10 @@ namespace weir::kernels::gpu::vector_chunk {
 namespace {
 
 constexpr int kGroup = 128, kRows = 64;  // threads and state rows of a warpgroup
-constexpr int kMaxStages = 3;
+[[maybe_unused]] constexpr int kMaxStages = 3;
 // Two consumers of 240 registers and a producer of 24 fill the register file; one consumer has 255
 // anyway.
-constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
+[[maybe_unused]] constexpr int kConsumerRegisters = 240, kProducerRegisters = 24;
 constexpr int Threads(int groups) { return groups * kGroup + (groups == 1 ? kWarp : kGroup); }
 
 // Shared memory of a stage: the tile up to D, then for each warpgroup its part of U, or V.
@@ -21,7 +21,6 @@ struct Stage {
   static constexpr int kFromTile = TileD(kDelta) + kDim * 4;
   static constexpr int kValues = (kFromTile + 1023) / 1024 * 1024;
   static constexpr int kBytes = kValues + kGroups * kHalfBytes;
-  static constexpr uint32_t kLoaded = kFromTile + kGroups * kHalfBytes;
   static constexpr int kStages = kGroups == 1 ? 3 : 2;
   // Behind the stages: two tiles of output for each warpgroup.
   static constexpr int kOut = kStages * kBytes;
@@ -51,7 +50,7 @@ __device__ __forceinline__ void Produce(const Params& p, const Item& item, const
   for (int c = item.first; c < item.last; ++c) {
     if (round > 0) BarrierWait(&empty[stage], (round - 1) & 1);
     char* to = shared + stage * S::kBytes;
-    sm90::BarrierArriveExpect(&full[stage], S::kLoaded);
+    sm90::BarrierArriveExpect(&full[stage], S::kFromTile + kGroups * kHalfBytes);
     const char* tile = item.tiles + (c - item.first) * item.tile_stride;
     sm90::CopyBytes(to, tile, S::kFromTile, &full[stage]);
     if constexpr (kDelta) {
@@ -295,6 +294,15 @@ void LaunchScan(const Params& p, int64_t tokens, Stream stream) {
 }
 
 }  // namespace
+
+bool HasWarpgroupScan() {
+#if defined(WEIR_SM90A)
+  const auto& device = cuda::Device();
+  return device.major == 9 && device.minor == 0;
+#else
+  return false;
+#endif
+}
 
 void ScanChunksWarpgroup(const Params& p, bool delta, int64_t tokens, Stream stream) {
   // One warpgroup per multiprocessor is fastest for one chain; two share the loads when there is
