@@ -65,7 +65,7 @@ class PackedMatrix {
 // own kernels, one fixed order per weight shape); above, the library's kernel for that size is
 // used. Does not allocate, does not synchronise, safe inside graph capture.
 void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream);
-inline constexpr int64_t kStreamRows = 64;
+inline constexpr int64_t kStreamRows = 32;
 
 // y = act(x Wg^T + bg) * (x Wu^T + bu), weight = [Wg; Wu] stacked, bias [2 * n] or undefined.
 //   y [rows, n]; both [rows, 2 * n] of y's type receives the two products where they are not fused.
