@@ -252,15 +252,18 @@ bool Fits(const MixerStep& step, const MixerStepPlan& plan) {
 }
 
 // Measured on an H200 (bench/kernels/linear_mixer_bench): a head is split while its parts find
-// room beside each other, in a cluster one to a multiprocessor and else several.
+// room beside each other, in a cluster one to a multiprocessor and else several. Whole heads take
+// 256 threads, but half of them where there are many to convolve and norm: more blocks at a time.
 MixerStepPlan PickPlan(const MixerStep& step) {
   const int64_t heads = int64_t{step.sequences} * step.heads;
-  const int64_t room = int64_t{cuda::Device().multiprocessors} * (step.norm ? 1 : 4);
+  const int64_t processors = cuda::Device().multiprocessors;
+  const int64_t room = processors * (step.norm ? 1 : 4);
   for (const bool fill : {true, false}) {
     for (const int v_split : {8, 4, 2, 1}) {
       if (fill && v_split > 1 && heads * v_split > room) continue;
-      for (const int threads : {v_split == 1 ? 256 : 128, v_split == 1 ? 128 : 256}) {
-        if (Fits(step, {threads, v_split})) return {threads, v_split};
+      const int threads = v_split > 1 || (step.norm && heads >= 8 * processors) ? 128 : 256;
+      for (const int count : {threads, 384 - threads}) {
+        if (Fits(step, {count, v_split})) return {count, v_split};
       }
     }
   }
