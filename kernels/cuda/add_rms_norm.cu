@@ -45,8 +45,8 @@ __global__ __launch_bounds__(kMaxWarps* kWarp) void AddRmsNormKernel(AddNorm<T> 
     const int i = begin + k * kWarp * N;
     if (i < a.n) LoadN<N>(a.weight + i, weight[k]);
   }
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
 #pragma unroll
   for (int k = 0; k < kPieces; ++k) {
     const int i = begin + k * kWarp * N;

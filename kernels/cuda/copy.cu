@@ -22,8 +22,8 @@ struct CopyBatch {
 __global__ void CopyKernel(uint4* pool, int64_t words, __grid_constant__ const CopyBatch batch) {
   const uint4* from = pool + batch.from[blockIdx.y];
   uint4* to = pool + batch.to[blockIdx.y];
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int64_t step = static_cast<int64_t>(gridDim.x) * kThreads;
   for (int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x; i < words;
        i += kUnroll * step) {

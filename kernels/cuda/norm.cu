@@ -68,8 +68,8 @@ __global__ __launch_bounds__(kMaxThreads) void GroupNormKernel(GroupNorm<T> a) {
   const float* weight = a.weight != nullptr ? a.weight + (a.weight_per_group ? 0 : first) : nullptr;
   const int step = a.team * N;
 
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   auto load = [&](int i, float(&v)[N], float(&g)[N]) {
     LoadN<N>(x + i, v);
     if (gate != nullptr) {
@@ -207,8 +207,8 @@ __global__ __launch_bounds__(kMaxThreads) void LayerNormKernel(LayerNormOf<T> a)
   T* out = a.out + blockIdx.x * a.out_stride;
   const int begin = static_cast<int>(threadIdx.x) * N, step = static_cast<int>(blockDim.x) * N;
   const int team = static_cast<int>(blockDim.x);
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   float sum = 0.0f;
   for (int i = begin; i < a.n; i += step) {
     float v[N];

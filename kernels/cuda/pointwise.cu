@@ -17,8 +17,8 @@ constexpr int kThreads = 256;
 // them along y, so that nothing is divided.
 template <int N, typename Body>
 __global__ __launch_bounds__(kThreads) void RowsKernel(Body body, int64_t rows, int width) {
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * blockDim.y + threadIdx.y;
   const int column = static_cast<int>(blockIdx.y * blockDim.x + threadIdx.x) * N;
   if (row < rows && column < width) body.template Do<N>(row, column);

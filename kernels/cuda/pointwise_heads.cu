@@ -32,8 +32,8 @@ struct DtJob {
 
 template <typename T>
 __global__ __launch_bounds__(kThreads) void Mamba2DtKernel(DtJob<T> a) {
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int64_t row = WarpIndex() / a.heads;
   const int head = static_cast<int>(WarpIndex() % a.heads), lane = threadIdx.x % kWarp;
   if (row >= a.rows) return;
@@ -50,8 +50,8 @@ __global__ __launch_bounds__(kThreads) void Mamba2DtKernel(DtJob<T> a) {
 template <typename T>
 __global__ __launch_bounds__(kThreads) void DivideBySumKernel(T* x, int64_t stride, int64_t rows,
                                                               int heads, int width, float eps) {
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int64_t row = WarpIndex() / heads;
   const int head = static_cast<int>(WarpIndex() % heads), lane = threadIdx.x % kWarp;
   if (row >= rows) return;

@@ -14,8 +14,8 @@ __global__ void RotaryKernel(T* x, int64_t stride, int heads, int head_dim,
                              float factor) {
   extern __shared__ float angles[];
   float *cosine = angles, *sine = angles + half;
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int64_t token = blockIdx.x;
   RotaryTable(inv_freq, half, positions[token], factor, cosine, sine, threadIdx.x, blockDim.x);
   __syncthreads();

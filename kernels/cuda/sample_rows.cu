@@ -208,8 +208,8 @@ template <bool kVectors>
 __global__ __launch_bounds__(kSampleThreads,
                              2) void SampleKernel(__grid_constant__ const SampleJob job) {
   __shared__ SampleShared shared;
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int row_index = static_cast<int>(blockIdx.y), split = static_cast<int>(gridDim.x);
   float* logits = job.logits + row_index * job.stride;
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
