@@ -77,4 +77,10 @@ void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Acti
 // measured or the library's heuristic. No-op on the CPU.
 void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream);
 
+// CUDA: gives back what packing kept for the next weight. After the last one. No-op on the CPU.
+void FinishPacking(Stream stream);
+// CUDA: OK when the library for large products is there, else why not: they are slow then. OK on
+// the CPU, which needs none.
+absl::Status MatMulLibrary(Stream stream);
+
 }  // namespace weir::kernels

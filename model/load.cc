@@ -8,7 +8,9 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "core/cuda/runtime.h"
+#include "core/log.h"
 #include "core/thread_pool.h"
+#include "kernels/matmul.h"
 #include "model/decoder.h"
 #include "model/executor.h"
 #include "model/families/registry.h"
@@ -260,6 +262,7 @@ absl::StatusOr<std::unique_ptr<Decoder>> LoadDecoder(ModelFolder* folder, Stream
   ASSIGN_OR_RETURN(Decoder loaded, Decoder::Load(folder->description, folder->plan, reader));
   auto decoder = std::make_unique<Decoder>(std::move(loaded));
   if (stream.device == Device::kCuda) cuda::Synchronize(stream);
+  kernels::FinishPacking(stream);
   folder->checkpoint.reset();
   folder->info.weight_bytes = decoder->weight_bytes();
   return decoder;
@@ -295,6 +298,10 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadOnGpu(ModelFolder folder,
   ASSIGN_OR_RETURN(std::unique_ptr<scheduler::Executor> made,
                    MakeGpuExecutor(decoder.get(), executor, stream, &memory));
   info.workspace_bytes = memory.workspace();
+  if (const absl::Status library = kernels::MatMulLibrary(stream); !library.ok()) {
+    LogWarning(library.message());
+    info.choices.push_back("large matrix products without cuBLASLt: slow");
+  }
   const std::vector<int> sizes = GraphSizes(executor.limits.max_step_sequences);
   info.choices.push_back(
       options.graphs && !decoder->has_routed_layers()

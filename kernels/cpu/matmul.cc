@@ -145,4 +145,17 @@ void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stre
   }
 }
 
+void FinishPacking(Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) gpu::FinishPacking();
+  }
+}
+
+absl::Status MatMulLibrary(Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::MatMulLibrary();
+  }
+  return absl::OkStatus();
+}
+
 }  // namespace weir::kernels

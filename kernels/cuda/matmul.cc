@@ -4,7 +4,9 @@
 #include <algorithm>
 
 #include "core/check.h"
+#include "kernels/cuda/cublas_lt.h"
 #include "kernels/cuda/matmul_kernels.h"
+#include "kernels/cuda/matmul_pack.h"
 #include "kernels/cuda/ops.h"
 
 namespace weir::kernels::gpu {
@@ -113,5 +115,9 @@ void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stre
     TuneLibrary(MakeProduct(x->table().Rows(0, count), weight, TensorView(), out), stream);
   }
 }
+
+void FinishPacking() { ReleasePackStaging(); }
+
+absl::Status MatMulLibrary() { return OpenCublasLt().status(); }
 
 }  // namespace weir::kernels::gpu

@@ -65,6 +65,8 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
 void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
                  TensorView both, TensorView y, Stream stream);
 void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream);
+void FinishPacking();
+absl::Status MatMulLibrary();
 
 // attention.h
 int64_t AttentionScratchBytes(int heads, int kv_heads, int head_dim, int64_t tokens,
