@@ -42,8 +42,8 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
   __shared__ float maxima[kAttendWarps], sums[kAttendWarps];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp;
   const int token = blockIdx.x, head = blockIdx.y, kv_head = head / p.group;
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const TokenPlace t = PlaceOf(p, token);
   if (!t.mine || t.slot < 0) return;
   const bool ring = p.kv.table == nullptr;
@@ -134,8 +134,8 @@ __global__ void __launch_bounds__(kAttendWarps* kWarp) AttendKernel(const Attent
 // The last `window` entries of a run, after all that the run overwrites has been read.
 template <typename T, typename KV>
 __global__ void StoreRingKernel(const AttentionParams p) {
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const int token = blockIdx.x;
   const TokenPlace t = PlaceOf(p, token);
   if (!t.mine || t.slot < 0) return;

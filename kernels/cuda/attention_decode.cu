@@ -389,14 +389,20 @@ class Decode {
   }
 
   __device__ __forceinline__ void Arrive(int parts) {
-    unsigned* counter = &arrived[work_.Owner(walk_.unit)];
-    __threadfence();
     __syncthreads();
     if (threadIdx.x == 0) {
-      const unsigned count = atomicAdd(counter, parts) + parts;
-      s_.last = count == static_cast<unsigned>(walk_.cut.parts);
+      unsigned* counter = &arrived[work_.Owner(walk_.unit)];
+      unsigned before;
+      // Releases what the thread block wrote, acquires what others did.
+      asm volatile(
+          "fence.acq_rel.gpu;\n"
+          "atom.acq_rel.gpu.global.add.u32 %0, [%1], %2;"
+          : "=r"(before)
+          : "l"(counter), "r"(parts)
+          : "memory");
+      s_.last = before + parts == static_cast<unsigned>(walk_.cut.parts);
       if (s_.last) *counter = 0;
-      __threadfence();
+      asm volatile("fence.acq_rel.gpu;" ::: "memory");
     }
     __syncthreads();
     if (s_.last) Combine();
@@ -428,9 +434,14 @@ class Decode {
       max = fmaxf(max, weights[part * kMaxQueries + query]);
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < stats; i += kThreads) weights[i] = PowerOfTwo(weights[i] - max);
-    __syncthreads();
+    // Zeros behind the last part: no load below hangs on a condition.
     constexpr int kBatch = 16;  // loads in flight
+    static_assert(kMaxParts % kBatch == 0);
+    for (int i = threadIdx.x; i < kMaxParts * kMaxQueries; i += kThreads) {
+      weights[i] = i < stats ? PowerOfTwo(weights[i] - max) : 0.0f;
+      if (i >= stats) sums[i] = 0.0f;
+    }
+    __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < Total<kDim>::kItems; ++i) {
       const int element = Total<kDim>::Element(i);
@@ -447,7 +458,6 @@ class Decode {
         }
 #pragma unroll
         for (int j = 0; j < kBatch; ++j) {
-          if (base + j >= parts) break;
           const int at = (base + j) * kMaxQueries + element / kDim;
           const float weight = weights[at];
           sum = fmaf(sums[at], weight, sum);
@@ -470,17 +480,17 @@ class Decode {
   }
   __device__ __forceinline__ void FinishItem(int element, float4 acc, float sum) const {
     const int64_t at = int64_t{walk_.head} * p_.group * kDim + element;
-    const float inverse = 1.0f / sum;
+    const float inverse = __fdividef(1.0f, sum);
     float x[4] = {acc.x * inverse, acc.y * inverse, acc.z * inverse, acc.w * inverse};
     if (p_.gate != nullptr) {
       const uint2 gate = *reinterpret_cast<const uint2*>(static_cast<const bf16*>(p_.gate) +
                                                          token_ * p_.gate_stride + at);
       const float2 g0 = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&gate.x));
       const float2 g1 = __bfloat1622float2(*reinterpret_cast<const __nv_bfloat162*>(&gate.y));
-      x[0] *= Sigmoid(g0.x);
-      x[1] *= Sigmoid(g0.y);
-      x[2] *= Sigmoid(g1.x);
-      x[3] *= Sigmoid(g1.y);
+      x[0] = __fdividef(x[0], 1.0f + __expf(-g0.x));
+      x[1] = __fdividef(x[1], 1.0f + __expf(-g0.y));
+      x[2] = __fdividef(x[2], 1.0f + __expf(-g1.x));
+      x[3] = __fdividef(x[3], 1.0f + __expf(-g1.y));
     }
     *reinterpret_cast<uint2*>(static_cast<bf16*>(p_.out) + token_ * p_.out_stride + at) =
         uint2{PackPair(x[0], x[1]), PackPair(x[2], x[3])};
@@ -520,8 +530,8 @@ __global__ void __launch_bounds__(kThreads, 2) DecodeKernel(const DecodeParams d
   for (int i = threadIdx.x; i < kMaxQueries * (kDim + 8) / 2; i += kThreads) {
     reinterpret_cast<uint32_t*>(shared.queries)[i] = 0;
   }
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   Decode<kDim>(d, shared, SharedAddress(memory)).Run();
 }
 

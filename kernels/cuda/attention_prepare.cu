@@ -17,8 +17,8 @@ __global__ void PrepareKernel(const AttentionParams p) {
   extern __shared__ float shared[];
   const int warp = threadIdx.x / kWarp, lane = threadIdx.x % kWarp, token = blockIdx.x;
   float *cosine = shared, *sine = cosine + p.half, *row = sine + p.half + warp * p.head_dim;
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   const TokenPlace t = PlaceOf(p, token);
   if (!t.mine) return;
   if (t.slot < 0) {
@@ -154,8 +154,8 @@ class PrepareRows {
 template <int kDim>
 __global__ void __launch_bounds__(1024) PrepareRowsKernel(const AttentionParams p) {
   extern __shared__ float shared[];  // cosines, sines, a row per head
-  PdlWait();
   PdlLaunchDependents();
+  PdlWait();
   PrepareRows<kDim>(p, blockIdx.x).Run(shared);
 }
 
