@@ -154,8 +154,8 @@ def main() -> int:
         if len(functions) > allowed:
             where = ", ".join(f"line {start}: {length} lines" for start, length in functions)
             findings.append(f"{path}: functions past {MAX_FUNCTION_LINES} lines ({where}); {allowed} allowed")
-    if total_bytes > 40 << 20:
-        findings.append(f"tracked files are {total_bytes >> 20} MB in all; the limit is 40 MB")
+    if total_bytes > 40_000_000:
+        findings.append(f"tracked files are {total_bytes // 1_000_000} MB in all; the limit is 40 MB")
     for finding in findings:
         print(finding)
     print(f"{len(findings)} findings")
