@@ -25,6 +25,7 @@ struct GpuExecutorOptions {
   DType activations = DType::kF32;
   int64_t scratch_floats_per_token = 0;
   bool graphs = true;
+  int max_top_logprobs = 20;
 };
 
 // Device memory of an executor by use.

@@ -33,7 +33,18 @@ int64_t ScratchFloats(const GpuExecutorOptions& options) {
   return std::max(layers, head) + 64 * Scratch::kAlignFloats;
 }
 
-// Ids of prompts and answers that penalties look at, all rows of a step together.
+// Words that penalties, biases and forbidden tokens of one row take in a description.
+int64_t HistoryWords(const SequenceInput& sequence) {
+  if (!sequence.sample) return 0;
+  const scheduler::SamplingParams& params = *sequence.sampling;
+  auto words = static_cast<int64_t>(sequence.forbidden.size() + 2 * params.logit_bias.size());
+  if (params.needs_history()) {
+    words += static_cast<int64_t>(sequence.prompt.size() + sequence.generated.size());
+  }
+  return words;
+}
+
+// Of all rows of a step together; more than any one row can take.
 int64_t HistoryCapacity(const scheduler::ExecutorLimits& limits) {
   constexpr int64_t kTypicalTokens = 8192;
   const int64_t rows = limits.max_step_sequences;
@@ -66,6 +77,7 @@ GpuStep::GpuStep(const Decoder* decoder, const GpuExecutorOptions& options, Stre
     : decoder_(decoder),
       options_(options),
       stream_(stream),
+      history_capacity_(HistoryCapacity(options.limits)),
       first_token_(ToSize(options.limits.max_step_sequences)),
       first_kept_(ToSize(options.limits.max_step_sequences)) {}
 
@@ -110,9 +122,9 @@ absl::Status GpuStep::Allocate() {
   kernels::DeviceSampler::Limits sampling;
   sampling.max_rows = limits.max_step_sequences;
   sampling.vocab = limits.vocab_size;
+  sampling.max_top = options_.max_top_logprobs;
   sampling.steps_in_flight = kGpuStepsInFlight;
-  ASSIGN_OR_RETURN(sampler_,
-                   kernels::DeviceSampler::Make(sampling, HistoryCapacity(limits), stream_));
+  ASSIGN_OR_RETURN(sampler_, kernels::DeviceSampler::Make(sampling, history_capacity_, stream_));
   state_.slots = slots_.data();
   state_.slot_bytes = layout.slot_bytes;
   state_.pages = pages_.data();
@@ -204,7 +216,7 @@ const GpuStep::DecodeGraph* GpuStep::GraphFor(absl::Span<const SequenceInput> se
   const bool decode = std::all_of(sequences.begin(), sequences.end(), [](const SequenceInput& s) {
     return s.tokens.size() == 1 && s.sample && !WantsAllRows(s);
   });
-  if (!decode) return nullptr;
+  if (!decode || !HistoriesFit(sequences)) return nullptr;
   const auto it = std::find_if(graphs_.begin(), graphs_.end(), [&](const DecodeGraph& graph) {
     return ToSize(graph.sequences) >= sequences.size();
   });
@@ -229,7 +241,7 @@ void GpuStep::EnqueueDecode(int rows) {
   sampler_->Launch(logits, ids, tokens, stream_);
 }
 
-void GpuStep::DescribeRows(absl::Span<const SequenceInput> sequences, int copy) {
+void GpuStep::BuildRows(absl::Span<const SequenceInput> sequences, int copy) {
   sample_rows_.clear();
   append_fed_.clear();
   sampled_[copy].clear();
@@ -261,7 +273,38 @@ void GpuStep::DescribeRows(absl::Span<const SequenceInput> sequences, int copy) 
     sampled_[copy].push_back(i);
     sampled_by_.push_back(sequence.sequence);
   }
-  sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
+}
+
+bool GpuStep::HistoriesFit(absl::Span<const SequenceInput> sequences) const {
+  int64_t words = 0;
+  for (const SequenceInput& sequence : sequences) words += HistoryWords(sequence);
+  return words <= history_capacity_;
+}
+
+void GpuStep::SampleInGroups(absl::Span<const SequenceInput> sequences, TensorView logits,
+                             TensorView fed_tokens, int copy, StepResult* result) {
+  const std::vector<size_t>& sampled = sampled_[copy];
+  const auto rows = absl::MakeConstSpan(sample_rows_);
+  const auto fed = absl::MakeConstSpan(append_fed_);
+  const TensorView tokens(tokens_.as<int32_t>(), {static_cast<int64_t>(rows.size())});
+  for (size_t begin = 0; begin < rows.size();) {
+    size_t count = 0;
+    int64_t words = 0;
+    while (begin + count < rows.size()) {
+      words += HistoryWords(sequences[sampled[begin + count]]);
+      if (count > 0 && words > history_capacity_) break;
+      ++count;
+    }
+    const auto at = static_cast<int64_t>(begin), n = static_cast<int64_t>(count);
+    sampler_->Describe(copy, rows.subspan(begin, count), fed.subspan(begin, count), stream_);
+    sampler_->Launch(logits.Rows(at, n), fed_tokens.Rows(at, n), tokens.Rows(at, n), stream_);
+    sampler_->Fetch(copy, static_cast<int>(count), true, stream_);
+    cuda::Synchronize(stream_);
+    ReadRows(sequences, absl::MakeConstSpan(sampled).subspan(begin, count), copy, result);
+    begin += count;
+  }
+  sampled_[copy].clear();
+  sample_rows_.clear();
 }
 
 void GpuStep::Enqueue(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
@@ -276,7 +319,8 @@ void GpuStep::Enqueue(absl::Span<const SequenceInput> sequences, int copy, StepR
     Pad(packed.sequences, graph->sequences);
     batch_.Upload(graph->sequences, graph->sequences, stream_);
     table_.Upload(stream_);
-    DescribeRows(sequences, copy);
+    BuildRows(sequences, copy);
+    sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
     graph->graph.Launch(stream_);
   } else {
     EnqueueMixed(sequences, packed, copy, result);
@@ -321,7 +365,9 @@ void GpuStep::EnqueueMixed(absl::Span<const SequenceInput> sequences, const Pack
   decoder_->Forward(step, ids, batch_.Rows(0, kept), h);
   AllLogits(step, sequences, kept, result);
   PromptLogprobs(step, sequences, kept, result);
-  DescribeRows(sequences, copy);
+  BuildRows(sequences, copy);
+  const bool fits = HistoriesFit(sequences);
+  if (fits) sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
   const auto rows = static_cast<int64_t>(sample_rows_.size());
   if (rows == 0) return;
   std::vector<WantedRow> wanted;
@@ -347,6 +393,7 @@ void GpuStep::EnqueueMixed(absl::Span<const SequenceInput> sequences, const Pack
                         head_rows_.Rows(0, rows), TensorView(fed_.data(), DType::kF32, {rows, 1}),
                         stream_);
   }
+  if (!fits) return SampleInGroups(sequences, logits, fed_tokens, copy, result);
   sampler_->Launch(logits, fed_tokens, TensorView(tokens_.as<int32_t>(), {rows}), stream_);
 }
 
@@ -417,23 +464,26 @@ void GpuStep::PromptLogprobs(const StepContext& step, absl::Span<const SequenceI
 }
 
 void GpuStep::ReadSampled(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
-  const std::vector<size_t>& sampled = sampled_[copy];
-  if (sampled.empty()) return;
+  if (!sampled_[copy].empty()) ReadRows(sequences, sampled_[copy], copy, result);
+}
+
+void GpuStep::ReadRows(absl::Span<const SequenceInput> sequences, absl::Span<const size_t> rows,
+                       int copy, StepResult* result) {
   size_t entries = 0;
-  for (const size_t i : sampled) entries += ToSize(std::max(0, sequences[i].sampling->logprobs));
+  for (const size_t i : rows) entries += ToSize(std::max(0, sequences[i].sampling->logprobs));
   top_.resize(entries);
-  sample_results_.assign(sampled.size(), {});
+  sample_results_.assign(rows.size(), {});
   size_t at = 0;
-  for (size_t r = 0; r < sampled.size(); ++r) {
-    const auto count = ToSize(std::max(0, sequences[sampled[r]].sampling->logprobs));
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const auto count = ToSize(std::max(0, sequences[rows[r]].sampling->logprobs));
     sample_results_[r].top = absl::MakeSpan(top_).subspan(at, count);
     at += count;
   }
   sampler_->Read(copy, absl::MakeSpan(sample_results_));
-  for (size_t r = 0; r < sampled.size(); ++r) {
-    scheduler::SequenceOutput& output = result->outputs[sampled[r]];
+  for (size_t r = 0; r < rows.size(); ++r) {
+    scheduler::SequenceOutput& output = result->outputs[rows[r]];
     output.chosen.token = sample_results_[r].token;
-    if (sequences[sampled[r]].sampling->logprobs < 0) continue;
+    if (sequences[rows[r]].sampling->logprobs < 0) continue;
     output.chosen.logprob = sample_results_[r].logprob;
     output.chosen.top.assign(sample_results_[r].top.begin(), sample_results_[r].top.end());
   }

@@ -74,7 +74,16 @@ class GpuStep {
   void EnqueueDecode(int rows);
   void EnqueueMixed(absl::Span<const scheduler::SequenceInput> sequences, const Packed& packed,
                     int copy, scheduler::StepResult* result);
-  void DescribeRows(absl::Span<const scheduler::SequenceInput> sequences, int copy);
+  // Fills sample_rows_, append_fed_ and who is sampled.
+  void BuildRows(absl::Span<const scheduler::SequenceInput> sequences, int copy);
+  // Whether one description holds what all rows of the step look at (penalties, biases).
+  bool HistoriesFit(absl::Span<const scheduler::SequenceInput> sequences) const;
+  // Else: as many rows at a time as fit, each group waited for. Nothing is left to read afterwards.
+  void SampleInGroups(absl::Span<const scheduler::SequenceInput> sequences, TensorView logits,
+                      TensorView fed_tokens, int copy, scheduler::StepResult* result);
+  // Results of the sequences `rows` of the plan from the sampler's host-side block.
+  void ReadRows(absl::Span<const scheduler::SequenceInput> sequences, absl::Span<const size_t> rows,
+                int copy, scheduler::StepResult* result);
   // Logits of at most max_step_sequences wanted rows, in logits_.
   TensorView RowLogits(const StepContext& step, absl::Span<const WantedRow> rows, int kept);
   void AllLogits(const StepContext& step, absl::Span<const scheduler::SequenceInput> sequences,
@@ -91,6 +100,7 @@ class GpuStep {
   BatchStorage batch_, routed_, head_rows_;
   BlockTable table_;
   std::unique_ptr<kernels::DeviceSampler> sampler_;
+  const int64_t history_capacity_;
   std::vector<DecodeGraph> graphs_;
 
   std::vector<int32_t> first_token_, first_kept_;  // of each sequence of the plan

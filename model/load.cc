@@ -70,6 +70,7 @@ absl::Status CheckOptions(const LoadOptions& o) {
       {"max_step_sequences", {o.max_step_sequences, {0, 1 << 16}}},
       {"max_position", {o.max_position, {0, kMaxPosition}}},
       {"threads", {o.threads, {0, 1024}}},
+      {"max_top_logprobs", {o.max_top_logprobs, {0, 1000}}},
   };
   for (const auto& [name, check] : bounds) {
     const auto& [value, range] = check;
@@ -287,6 +288,7 @@ absl::StatusOr<std::unique_ptr<LoadedModel>> LoadOnGpu(ModelFolder folder,
   executor.activations = info.compute_dtype;
   executor.scratch_floats_per_token = folder.plan.scratch_floats_per_token;
   executor.graphs = options.graphs;
+  executor.max_top_logprobs = options.max_top_logprobs;
   const GpuMemory needed = PlanGpuMemory(*decoder, executor, stream);
   ASSIGN_OR_RETURN(const cuda::DeviceInfo device, cuda::Open());
   const int64_t free = device.free_bytes - needed.workspace() - kGpuReserveBytes;

@@ -59,6 +59,7 @@ struct LoadOptions {
   int32_t page_tokens = 16;
   int32_t max_step_tokens = 0;     // 0: what suits the device (512 on a CPU, 8192 on a GPU)
   int32_t max_step_sequences = 0;  // 0: what suits the device (64 on a CPU, 256 on a GPU)
+  int32_t max_top_logprobs = 20;   // GPU: most log probabilities of a token that will be asked for
   bool graphs = true;              // GPU: decode steps as captured graphs
   int32_t max_position = 0;        // 0: the model's
   int32_t threads = 0;             // 0: all usable cores

@@ -32,8 +32,11 @@ absl::StatusOr<std::unique_ptr<CudaSampler>> CudaSampler::Make(const Limits& lim
   WEIR_CHECK(limits.max_rows > 0 && limits.max_rows <= 65535 && limits.vocab > 0 &&
              limits.max_top >= 0 && limits.steps_in_flight > 0 && history_capacity >= 0)
       << "a sampler of " << limits.max_rows << " rows, vocabulary " << limits.vocab;
-  WEIR_CHECK(limits.vocab <= kMaxBlocks * kDrawBlock)
-      << "a vocabulary of " << limits.vocab << "; at most " << kMaxBlocks * kDrawBlock;
+  if (limits.vocab > kMaxBlocks * kDrawBlock) {
+    return absl::UnimplementedError(
+        "a vocabulary of " + std::to_string(limits.vocab) + " tokens; on a GPU at most " +
+        std::to_string(kMaxBlocks * kDrawBlock) + " can be sampled from");
+  }
   std::unique_ptr<CudaSampler> sampler(new CudaSampler);
   sampler->limits_ = limits;
   sampler->history_capacity_ = history_capacity;

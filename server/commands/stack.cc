@@ -93,6 +93,7 @@ absl::StatusOr<model::LoadOptions> ToLoadOptions(const ServerOptions& options) {
   ASSIGN_OR_RETURN(load.device, ParseDevice(options.device));
   load.random_weights = options.random_weights;
   load.graphs = options.cuda_graphs;
+  load.max_top_logprobs = static_cast<int32_t>(options.max_logprobs);
   ASSIGN_OR_RETURN(load.dtype, ParseComputeDType(options.dtype));
   load.slots = static_cast<int32_t>(options.slots);
   load.pages = static_cast<int32_t>(options.kv_pages);
