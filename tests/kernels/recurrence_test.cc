@@ -306,7 +306,10 @@ Expected DoubleReference(Problem& p, const Precision& precision = {}) {
           state[i] = p.fresh[s] ? 0.0 : p.State(slot, h)[j * c.K + i];
           peak[i] = std::abs(state[i]);
         }
-        const double factor = 8 * precision.inner * std::sqrt(double{1.0} * c.K + length);
+        // With one key and beta 2 each step is a reflection: errors neither decay nor average out.
+        const bool reflects = c.betas == Betas::kTwo && c.keys == Keys::kSame;
+        const double factor =
+            (reflects ? 16 : 8) * precision.inner * std::sqrt(double{1.0} * c.K + length);
         for (int64_t t = p.offsets[s]; t < p.offsets[s + 1]; ++t) {
           const int64_t o = (t * c.heads + h) * c.V + j;
           e.out[o] = 0.0;
