@@ -11,15 +11,10 @@ namespace weir::model {
 
 using scheduler::SequenceInput;
 using scheduler::StepResult;
-using scheduler::TokenLogprob;
 
 namespace {
 
 size_t ToSize(int64_t n) { return static_cast<size_t>(n); }
-
-bool WantsAllRows(const SequenceInput& sequence) {
-  return sequence.all_logits || sequence.prompt_logprobs >= 0;
-}
 
 int64_t Columns(const scheduler::ExecutorLimits& limits) {
   return std::min<int64_t>(limits.layout.PagesFor(limits.max_position), limits.cache.pages);
@@ -249,26 +244,8 @@ void GpuStep::BuildRows(absl::Span<const SequenceInput> sequences, int copy) {
   for (size_t i = 0; i < sequences.size(); ++i) {
     const SequenceInput& sequence = sequences[i];
     if (!sequence.sample) continue;
-    const scheduler::SamplingParams& params = *sequence.sampling;
-    kernels::SampleRow row;
-    row.temperature = params.temperature;
-    row.top_k = params.top_k;
-    row.top_p = params.top_p;
-    row.min_p = params.min_p;
-    row.repetition_penalty = params.repetition_penalty;
-    row.presence_penalty = params.presence_penalty;
-    row.frequency_penalty = params.frequency_penalty;
-    row.seed = params.seed;
-    row.draw = sequence.draw;
-    row.logit_bias = params.logit_bias;
-    row.forbidden = sequence.forbidden;
-    row.num_top_logprobs = params.logprobs;
-    const bool history = params.needs_history();
-    if (history) {
-      row.prompt = sequence.prompt;
-      row.generated = sequence.generated;
-    }
-    sample_rows_.push_back(row);
+    const bool history = sequence.sampling->needs_history();
+    sample_rows_.push_back(SampleRowOf(sequence));
     append_fed_.push_back(history && sequence.feed_previous ? 1 : 0);
     sampled_[copy].push_back(i);
     sampled_by_.push_back(sequence.sequence);
@@ -412,10 +389,7 @@ void GpuStep::AllLogits(const StepContext& step, absl::Span<const SequenceInput>
   const auto block = ToSize(options_.limits.max_step_sequences);
   for (size_t i = 0; i < sequences.size(); ++i) {
     if (!sequences[i].all_logits) continue;
-    std::vector<WantedRow> rows;
-    for (size_t t = 0; t < sequences[i].tokens.size(); ++t) {
-      rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, -1});
-    }
+    const std::vector<WantedRow> rows = AllRowsOf(sequences[i], i, first_kept_[i]);
     std::vector<float>& out = result->outputs[i].logits;
     out.resize(rows.size() * ToSize(options_.limits.vocab_size));
     size_t written = 0;
@@ -431,35 +405,11 @@ void GpuStep::AllLogits(const StepContext& step, absl::Span<const SequenceInput>
 
 void GpuStep::PromptLogprobs(const StepContext& step, absl::Span<const SequenceInput> sequences,
                              int kept, StepResult* result) {
-  std::vector<WantedRow> rows;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const SequenceInput& sequence = sequences[i];
-    if (sequence.prompt_logprobs < 0) continue;
-    for (size_t t = 0; t < sequence.tokens.size(); ++t) {
-      const bool last = t + 1 == sequence.tokens.size();
-      const int32_t target = last ? sequence.next_prompt_token : sequence.tokens[t + 1];
-      if (target >= 0) rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, target});
-    }
-  }
+  const std::vector<WantedRow> rows = PromptRows(sequences, first_kept_);
   const auto most = ToSize(options_.limits.max_step_sequences);
   for (size_t at = 0; at < rows.size(); at += most) {
     const auto block = absl::MakeConstSpan(rows).subspan(at, std::min(most, rows.size() - at));
-    const TensorView logits = RowLogits(step, block, kept);
-    std::vector<int32_t> targets;
-    std::vector<TokenLogprob> found(block.size());
-    sample_results_.assign(block.size(), {});
-    for (size_t i = 0; i < block.size(); ++i) {
-      targets.push_back(block[i].target);
-      found[i].top.resize(ToSize(sequences[block[i].sequence].prompt_logprobs));
-      sample_results_[i].top = absl::MakeSpan(found[i].top);
-    }
-    kernels::LogProbs(logits, targets, absl::MakeSpan(sample_results_), stream_);
-    for (size_t i = 0; i < block.size(); ++i) {
-      found[i].token = block[i].target;
-      found[i].logprob = sample_results_[i].logprob;
-      found[i].top.resize(sample_results_[i].top.size());
-      result->outputs[block[i].sequence].prompt_logprobs.push_back(std::move(found[i]));
-    }
+    TakePromptLogprobs(sequences, block, RowLogits(step, block, kept), stream_, result);
   }
 }
 
@@ -469,24 +419,8 @@ void GpuStep::ReadSampled(absl::Span<const SequenceInput> sequences, int copy, S
 
 void GpuStep::ReadRows(absl::Span<const SequenceInput> sequences, absl::Span<const size_t> rows,
                        int copy, StepResult* result) {
-  size_t entries = 0;
-  for (const size_t i : rows) entries += ToSize(std::max(0, sequences[i].sampling->logprobs));
-  top_.resize(entries);
-  sample_results_.assign(rows.size(), {});
-  size_t at = 0;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const auto count = ToSize(std::max(0, sequences[rows[r]].sampling->logprobs));
-    sample_results_[r].top = absl::MakeSpan(top_).subspan(at, count);
-    at += count;
-  }
-  sampler_->Read(copy, absl::MakeSpan(sample_results_));
-  for (size_t r = 0; r < rows.size(); ++r) {
-    scheduler::SequenceOutput& output = result->outputs[rows[r]];
-    output.chosen.token = sample_results_[r].token;
-    if (sequences[rows[r]].sampling->logprobs < 0) continue;
-    output.chosen.logprob = sample_results_[r].logprob;
-    output.chosen.top.assign(sample_results_[r].top.begin(), sample_results_[r].top.end());
-  }
+  sampler_->Read(copy, sample_room_.Make(sequences, rows));
+  sample_room_.Take(sequences, rows, result);
 }
 
 void GpuStep::WarmUp() {

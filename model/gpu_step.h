@@ -15,6 +15,7 @@
 #include "model/block_table.h"
 #include "model/decoder.h"
 #include "model/gpu_executor.h"
+#include "model/step_results.h"
 #include "scheduler/executor.h"
 
 namespace weir::model {
@@ -42,12 +43,6 @@ class GpuStep {
                    scheduler::StepResult* result);
 
  private:
-  // A row of hidden states that somebody asked for.
-  struct WantedRow {
-    int32_t row = 0;      // of hidden_states_
-    size_t sequence = 0;  // of the plan
-    int32_t target = -1;  // prompt log probability of this token
-  };
   struct DecodeGraph {
     int sequences = 0;
     cuda::Graph graph;
@@ -109,9 +104,8 @@ class GpuStep {
   std::vector<scheduler::SequenceId> sampled_by_;
   std::vector<size_t> sampled_[kGpuStepsInFlight];  // indices into the plan
   std::vector<kernels::SampleRow> sample_rows_;
-  std::vector<kernels::SampleResult> sample_results_;
+  SampleRoom sample_room_;
   std::vector<uint8_t> append_fed_;
-  std::vector<std::pair<int32_t, float>> top_;
 };
 
 }  // namespace weir::model

@@ -9,16 +9,11 @@ namespace weir::model {
 
 using scheduler::SequenceInput;
 using scheduler::StepResult;
-using scheduler::TokenLogprob;
 
 namespace {
 
 int Columns(const scheduler::ExecutorLimits& limits) {
   return std::min(limits.layout.PagesFor(limits.max_position), limits.cache.pages);
-}
-
-bool WantsAllRows(const SequenceInput& sequence) {
-  return sequence.all_logits || sequence.prompt_logprobs >= 0;
 }
 
 size_t ToSize(int64_t n) { return static_cast<size_t>(n); }
@@ -53,7 +48,6 @@ StepRunner::StepRunner(const Decoder* decoder, int hidden, const scheduler::Exec
       histories_(ToSize(limits.max_step_sequences)) {
   previous_.reserve(ToSize(limits.max_step_sequences));
   sample_rows_.reserve(ToSize(limits.max_step_sequences));
-  sample_results_.reserve(ToSize(limits.max_step_sequences));
 }
 
 absl::StatusOr<StepRunner> StepRunner::Make(const Decoder* decoder, int hidden,
@@ -188,10 +182,7 @@ void StepRunner::AllLogits(const StepContext& step, absl::Span<const SequenceInp
                            StepResult* result) {
   for (size_t i = 0; i < sequences.size(); ++i) {
     if (!sequences[i].all_logits) continue;
-    std::vector<WantedRow> rows;
-    for (size_t t = 0; t < sequences[i].tokens.size(); ++t) {
-      rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, -1});
-    }
+    const std::vector<WantedRow> rows = AllRowsOf(sequences[i], i, first_kept_[i]);
     std::vector<float>& out = result->outputs[i].logits;
     out.resize(rows.size() * ToSize(limits_.vocab_size));
     size_t written = 0;
@@ -207,96 +198,42 @@ void StepRunner::AllLogits(const StepContext& step, absl::Span<const SequenceInp
 
 void StepRunner::PromptLogprobs(const StepContext& step, absl::Span<const SequenceInput> sequences,
                                 StepResult* result) {
-  std::vector<WantedRow> rows;
-  for (size_t i = 0; i < sequences.size(); ++i) {
-    const SequenceInput& sequence = sequences[i];
-    if (sequence.prompt_logprobs < 0) continue;
-    for (size_t t = 0; t < sequence.tokens.size(); ++t) {
-      const bool last = t + 1 == sequence.tokens.size();
-      const int32_t target = last ? sequence.next_prompt_token : sequence.tokens[t + 1];
-      if (target >= 0) rows.push_back({first_kept_[i] + static_cast<int32_t>(t), i, target});
-    }
-  }
+  const std::vector<WantedRow> rows = PromptRows(sequences, first_kept_);
   for (size_t at = 0; at < rows.size(); at += head_rows_.size()) {
     const auto block =
         absl::MakeConstSpan(rows).subspan(at, std::min(head_rows_.size(), rows.size() - at));
-    const TensorView logits = ComputeLogits(step, block);
-    std::vector<int32_t> targets;
-    std::vector<TokenLogprob> found(block.size());
-    sample_results_.assign(block.size(), {});
-    for (size_t i = 0; i < block.size(); ++i) {
-      targets.push_back(block[i].target);
-      found[i].top.resize(ToSize(sequences[block[i].sequence].prompt_logprobs));
-      sample_results_[i].top = absl::MakeSpan(found[i].top);
-    }
-    kernels::LogProbs(logits, targets, absl::MakeSpan(sample_results_), stream_);
-    for (size_t i = 0; i < block.size(); ++i) {
-      found[i].token = block[i].target;
-      found[i].logprob = sample_results_[i].logprob;
-      found[i].top.resize(sample_results_[i].top.size());
-      result->outputs[block[i].sequence].prompt_logprobs.push_back(std::move(found[i]));
-    }
+    TakePromptLogprobs(sequences, block, ComputeLogits(step, block), stream_, result);
   }
 }
 
 void StepRunner::SampleTokens(const StepContext& step, absl::Span<const SequenceInput> sequences,
                               StepResult* result) {
   std::vector<WantedRow> rows;
+  std::vector<size_t> sampled;
   sample_rows_.clear();
-  size_t top_entries = 0;
   for (size_t i = 0; i < sequences.size(); ++i) {
     const SequenceInput& sequence = sequences[i];
     if (!sequence.sample) continue;
-    const scheduler::SamplingParams& params = *sequence.sampling;
-    kernels::SampleRow row;
-    row.temperature = params.temperature;
-    row.top_k = params.top_k;
-    row.top_p = params.top_p;
-    row.min_p = params.min_p;
-    row.repetition_penalty = params.repetition_penalty;
-    row.presence_penalty = params.presence_penalty;
-    row.frequency_penalty = params.frequency_penalty;
-    row.seed = params.seed;
-    row.draw = sequence.draw;
-    row.logit_bias = params.logit_bias;
-    row.forbidden = sequence.forbidden;
-    row.num_top_logprobs = params.logprobs;
-    if (params.needs_history()) {
-      row.prompt = sequence.prompt;
-      row.generated = sequence.generated;
-      if (sequence.feed_previous) {
-        std::vector<int32_t>& history = histories_[rows.size()];
-        history.assign(sequence.generated.begin(), sequence.generated.end());
-        history.push_back(batch_.ids[first_token_[i]]);
-        row.generated = history;
-      }
+    kernels::SampleRow row = SampleRowOf(sequence);
+    if (sequence.sampling->needs_history() && sequence.feed_previous) {
+      std::vector<int32_t>& history = histories_[rows.size()];
+      history.assign(sequence.generated.begin(), sequence.generated.end());
+      history.push_back(batch_.ids[first_token_[i]]);
+      row.generated = history;
     }
-    top_entries += ToSize(std::max(0, params.logprobs));
     const auto last = WantsAllRows(sequence) ? static_cast<int32_t>(sequence.tokens.size()) - 1 : 0;
     rows.push_back({first_kept_[i] + last, i, -1});
+    sampled.push_back(i);
     sample_rows_.push_back(row);
   }
   previous_.clear();
   if (rows.empty()) return;
 
-  top_.resize(top_entries);
-  sample_results_.assign(rows.size(), {});
-  size_t top_at = 0;
-  for (size_t r = 0; r < rows.size(); ++r) {
-    const auto entries = ToSize(std::max(0, sample_rows_[r].num_top_logprobs));
-    sample_results_[r].top = absl::MakeSpan(top_).subspan(top_at, entries);
-    top_at += entries;
-  }
   const TensorView logits = ComputeLogits(step, rows);
-  kernels::Sample(logits, sample_rows_, absl::MakeSpan(sample_results_), stream_);
-  for (size_t r = 0; r < rows.size(); ++r) {
-    scheduler::SequenceOutput& output = result->outputs[rows[r].sequence];
-    output.chosen.token = sample_results_[r].token;
-    if (sample_rows_[r].num_top_logprobs >= 0) {
-      output.chosen.logprob = sample_results_[r].logprob;
-      output.chosen.top.assign(sample_results_[r].top.begin(), sample_results_[r].top.end());
-    }
-    previous_.emplace_back(output.sequence, output.chosen.token);
+  kernels::Sample(logits, sample_rows_, sample_room_.Make(sequences, sampled), stream_);
+  sample_room_.Take(sequences, sampled, result);
+  for (const size_t i : sampled) {
+    previous_.emplace_back(result->outputs[i].sequence, result->outputs[i].chosen.token);
   }
 }
 

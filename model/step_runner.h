@@ -12,6 +12,7 @@
 #include "kernels/sample.h"
 #include "model/batch.h"
 #include "model/decoder.h"
+#include "model/step_results.h"
 #include "scheduler/executor.h"
 
 namespace weir::model {
@@ -33,13 +34,6 @@ class StepRunner {
   scheduler::StepResult Run(absl::Span<const scheduler::SequenceInput> sequences);
 
  private:
-  // One row of logits that somebody asked for.
-  struct WantedRow {
-    int32_t row = 0;      // of hidden_states_
-    size_t sequence = 0;  // of the plan
-    int32_t target = -1;  // prompt log probability of this token
-  };
-
   StepRunner(const Decoder* decoder, int hidden, const scheduler::ExecutorLimits& limits,
              Stream stream);
   BatchView Pack(absl::Span<const scheduler::SequenceInput> sequences);
@@ -73,8 +67,7 @@ class StepRunner {
   int kept_ = 0;
   std::vector<std::pair<scheduler::SequenceId, int32_t>> previous_;  // sampled by the last step
   std::vector<kernels::SampleRow> sample_rows_;
-  std::vector<kernels::SampleResult> sample_results_;
-  std::vector<std::pair<int32_t, float>> top_;
+  SampleRoom sample_room_;
   std::vector<std::vector<int32_t>> histories_;
 };
 
