@@ -56,7 +56,7 @@ class Consumer {
     for (int i = 0; i < kDim / 2; ++i) acc_[i] = 0.0f;
     Wait(&barriers_.full[0][0], 0);
     IssueScores(0);
-    WgmmaWait<0>();
+    MmaWait<0>();
     Pin(scores_);
     Release(0, 0);
     float keep[2];
@@ -67,11 +67,11 @@ class Consumer {
       IssueScores(i + 1);
       Wait(&barriers_.full[1][i % kStages], i / kStages & 1);
       IssueValues(i);
-      WgmmaWait<1>();
+      MmaWait<1>();
       Pin(scores_);
       Release(0, i + 1);
       const bool rescale = Softmax(first + i + 1, keep);
-      WgmmaWait<0>();
+      MmaWait<0>();
       Pin(acc_);
       Release(1, i);
       if (rescale) {
@@ -82,7 +82,7 @@ class Consumer {
     }
     Wait(&barriers_.full[1][(count - 1) % kStages], (count - 1) / kStages & 1);
     IssueValues(count - 1);
-    WgmmaWait<0>();
+    MmaWait<0>();
     Pin(acc_);
     Finish();
   }
@@ -104,36 +104,36 @@ class Consumer {
                    : "memory");
     }
     asm volatile("cp.async.wait_all;" ::: "memory");
-    FenceAsync();
+    ProxyFence();
     SyncGroup(group_);
   }
 
   __device__ __forceinline__ void IssueScores(int index) {
     const uint32_t keys = OperandLow(tiles_ + index % kStages * T::kTileBytes, 16);
     Pin(scores_);
-    WgmmaBegin();
+    MmaFence();
 #pragma unroll
     for (int i = 0; i < kDim / 16; ++i) {
       const uint64_t a = Operand(query_operand_ + (i / 4 * (kGroupRows * 128) + i % 4 * 32) / 16);
       const uint64_t b = Operand(keys + (i / 4 * (kKeys * 128) + i % 4 * 32) / 16);
       Wgmma<kKeys>::Keys(scores_, a, b, i > 0);
     }
-    WgmmaCommit();
+    MmaCommit();
   }
   __device__ __forceinline__ void IssueValues(int index) {
     const uint32_t values =
         OperandLow(tiles_ + (kStages + index % kStages) * T::kTileBytes, kKeys * 128);
     Pin(acc_);
-    WgmmaBegin();
+    MmaFence();
 #pragma unroll
     for (int i = 0; i < kKeys / 16; ++i) {
       Wgmma<kDim>::Values(acc_, weights_[i], Operand(values + i * 128));
     }
-    WgmmaCommit();
+    MmaCommit();
   }
   // Tells the producer that this warp has read a tile.
   __device__ __forceinline__ void Release(int kind, int index) {
-    if (threadIdx.x % kWarp == 0) Arrive(&barriers_.empty[kind][index % kStages]);
+    if (threadIdx.x % kWarp == 0) BarrierArrive(&barriers_.empty[kind][index % kStages]);
   }
 
   // Scores to weights; what the accumulators are to be multiplied with. False: with one.
@@ -269,8 +269,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x == 0) {
     for (int kind = 0; kind < 2; ++kind) {
       for (int stage = 0; stage < Tiles<kDim>::kStages; ++stage) {
-        InitBarrier(&barriers.full[kind][stage], kGroupThreads);
-        InitBarrier(&barriers.empty[kind][stage], 8);
+        BarrierInit(&barriers.full[kind][stage], kGroupThreads);
+        BarrierInit(&barriers.empty[kind][stage], 8);
       }
     }
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
@@ -295,15 +295,6 @@ __global__ void __launch_bounds__(kThreads, 1)
 // K or V of this layer in all pages. How many pages there are is not known here: what is asked for
 // exists.
 CUtensorMap MapPages(const AttentionParams& p, const void* base) {
-  using Encode = decltype(&cuTensorMapEncodeTiled);
-  static const Encode encode = [] {
-    void* symbol = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    WEIR_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
-                                                     cudaEnableDefault, &found));
-    WEIR_CHECK(found == cudaDriverEntryPointSuccess) << "the driver has no cuTensorMapEncodeTiled";
-    return reinterpret_cast<Encode>(symbol);
-  }();
   CUtensorMap map;
   const auto dim = static_cast<cuuint64_t>(p.head_dim), heads = static_cast<cuuint64_t>(p.kv_heads);
   const cuuint64_t sizes[4] = {dim, static_cast<cuuint64_t>(p.kv.block_tokens), heads,
@@ -311,10 +302,10 @@ CUtensorMap MapPages(const AttentionParams& p, const void* base) {
   const cuuint64_t strides[3] = {heads * dim * 2, dim * 2,
                                  static_cast<cuuint64_t>(p.kv.block_bytes)};
   const cuuint32_t box[4] = {64, kBoxRows, 1, 1}, steps[4] = {1, 1, 1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(base), sizes, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = sm90::TensorMapEncoder()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(base), sizes, strides, box,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   WEIR_CHECK(result == CUDA_SUCCESS)
       << "cuTensorMapEncodeTiled: error " << static_cast<int>(result) << " for pages of "
       << p.kv.block_tokens << " rows, " << p.kv_heads << " x " << p.head_dim << ", "

@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/attention.cuh"
+#include "kernels/cuda/sm90/tma.cuh"
 
 namespace weir::kernels::gpu::prefill {
 
@@ -26,15 +27,9 @@ struct PageMaps {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
 constexpr int kGroupRows = 64;  // of a warpgroup
 
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-__device__ __forceinline__ void InitBarrier(uint64_t* barrier, int count) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)), "r"(count));
-}
-__device__ __forceinline__ void Arrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
+using sm90::BarrierArrive, sm90::BarrierArriveExpect, sm90::BarrierInit, sm90::ProxyFence,
+    sm90::SharedAddress;
+
 __device__ __forceinline__ bool Passed(uint64_t* barrier, unsigned parity) {
   uint32_t passed;
   asm volatile(
@@ -50,12 +45,6 @@ __device__ __forceinline__ void Wait(uint64_t* barrier, unsigned parity) {
   while (!Passed(barrier, parity)) {
   }
 }
-__device__ __forceinline__ void ArriveExpecting(uint64_t* barrier, int bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
-      "r"(bytes)
-      : "memory");
-}
 __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, int column, int row,
                                         int head, int page, uint64_t* barrier) {
   asm volatile(
@@ -63,9 +52,6 @@ __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, int
       "[%0], [%1, {%3, %4, %5, %6}], [%2];" ::"r"(to),
       "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "r"(head), "r"(page)
       : "memory");
-}
-__device__ __forceinline__ void FenceAsync() {
-  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 __device__ __forceinline__ void SyncGroup(int group) {
   asm volatile("bar.sync %0, %1;" ::"r"(group + 1), "n"(kGroupThreads) : "memory");
@@ -243,9 +229,9 @@ class Producer {
     Wait(&barriers_.empty[kind][stage], (index / kStages & 1) ^ 1);
     uint64_t* full = &barriers_.full[kind][stage];
     if (threadIdx.x == 0) {
-      ArriveExpecting(full, T::kTileBytes);
+      BarrierArriveExpect(full, T::kTileBytes);
     } else {
-      Arrive(full);
+      BarrierArrive(full);
     }
     if (threadIdx.x >= kWarp) return;
     __syncwarp();
@@ -284,16 +270,16 @@ class Producer {
     asm volatile("cp.async.commit_group;" ::: "memory");
     if (pending_ != nullptr) {
       asm volatile("cp.async.wait_group 1;" ::: "memory");
-      FenceAsync();
-      Arrive(pending_);
+      ProxyFence();
+      BarrierArrive(pending_);
     }
     pending_ = &barriers_.full[kind][stage];
   }
   __device__ __forceinline__ void Announce() {
     if (pending_ == nullptr) return;
     asm volatile("cp.async.wait_group 0;" ::: "memory");
-    FenceAsync();
-    Arrive(pending_);
+    ProxyFence();
+    BarrierArrive(pending_);
     pending_ = nullptr;
   }
 

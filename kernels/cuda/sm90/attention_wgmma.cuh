@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/sm90/wgmma.cuh"
+
 namespace weir::kernels::gpu::sm90 {
 
 // clang-format off
@@ -122,27 +124,10 @@ struct Wgmma<256> {
 #undef WEIR_ACC64
 #undef WEIR_ACC128
 
-__device__ __forceinline__ void WgmmaBegin() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void WgmmaCommit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-// Until at most kPending groups run.
-template <int kPending>
-__device__ __forceinline__ void WgmmaWait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
-}
-// Keeps the compiler from moving uses of accumulators across a wait.
-template <int kCount>
-__device__ __forceinline__ void Pin(float (&d)[kCount]) {
-#pragma unroll
-  for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
-}
-
 // Descriptor of an operand in shared memory, 128-byte swizzle: 8 rows of 128 bytes are an atom,
-// atoms along the rows follow each other. `columns`: bytes between atoms along the other side (where
-// it is longer than an atom and rows are not of K). The low word may be moved on by bytes / 16.
+// atoms along the rows follow each other. `columns`: bytes between atoms along the other side
+// (where it is longer than an atom and rows are not of K). The low word may be moved on by bytes
+// / 16.
 __device__ __forceinline__ uint32_t OperandLow(uint32_t address, uint32_t columns) {
   return (address & 0x3ffff) >> 4 | columns >> 4 << 16;
 }

@@ -1,48 +1,15 @@
-// Hopper's bulk copies, barriers and warpgroup products, as far as MatMul uses them.
+// The bulk copy and the warpgroup products that MatMul uses beside those of tma.cuh and wgmma.cuh.
 #pragma once
 
 #include <cuda.h>
 
 #include <cstdint>
 
+#include "kernels/cuda/sm90/wgmma.cuh"
+
 namespace weir::kernels::gpu::sm90 {
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)
-
-__device__ __forceinline__ uint32_t SharedAddress(const void* p) {
-  return static_cast<uint32_t>(__cvta_generic_to_shared(p));
-}
-
-__device__ __forceinline__ void BarrierInit(uint64_t* barrier, uint32_t arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(SharedAddress(barrier)),
-               "r"(arrivals));
-}
-// Makes initialised barriers known to the copy engine.
-__device__ __forceinline__ void BarrierFence() {
-  asm volatile("fence.mbarrier_init.release.cluster;\nfence.proxy.async.shared::cta;" ::: "memory");
-}
-__device__ __forceinline__ void BarrierArrive(uint64_t* barrier) {
-  asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(SharedAddress(barrier)) : "memory");
-}
-__device__ __forceinline__ void BarrierExpect(uint64_t* barrier, uint32_t bytes) {
-  asm volatile(
-      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(SharedAddress(barrier)),
-      "r"(bytes)
-      : "memory");
-}
-__device__ __forceinline__ void BarrierWait(uint64_t* barrier, uint32_t parity) {
-  asm volatile(
-      "{\n"
-      ".reg .pred done;\n"
-      "again:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra finished;\n"
-      "bra again;\n"
-      "finished:\n"
-      "}\n" ::"r"(SharedAddress(barrier)),
-      "r"(parity)
-      : "memory");
-}
 
 inline constexpr uint64_t kEvictFirst = 0x12F0000000000000u, kEvictLast = 0x14F0000000000000u;
 
@@ -53,25 +20,6 @@ __device__ __forceinline__ void LoadBox(void* to, const CUtensorMap* map, uint64
       ".L2::cache_hint [%0], [%1, {%3, %4, 0, %5}], [%2], %6;" ::"r"(SharedAddress(to)),
       "l"(map), "r"(SharedAddress(barrier)), "r"(column), "r"(row), "r"(panel), "l"(policy)
       : "memory");
-}
-
-// A tile of rows of 128 bytes, swizzled by the copy engine, `in` contiguous.
-__device__ __forceinline__ uint64_t TileDescriptor(const void* tile) {
-  return static_cast<uint64_t>((SharedAddress(tile) & 0x3ffffu) >> 4) | uint64_t{1} << 16 |
-         uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
-}
-// The next 16 elements of the contraction.
-inline constexpr uint64_t kDescriptorStep = 32 >> 4;
-
-__device__ __forceinline__ void ProductFence() {
-  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
-}
-__device__ __forceinline__ void ProductCommit() {
-  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
-}
-template <int Pending>
-__device__ __forceinline__ void ProductWait() {
-  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(Pending) : "memory");
 }
 
 // d [64, N] += a [64, 16] b [N, 16]^T, bf16 in, f32 out, by the four warps of a group.

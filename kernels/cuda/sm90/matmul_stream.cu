@@ -77,7 +77,7 @@ __device__ __forceinline__ void ProduceW(const StreamArgs& a, const CUtensorMap*
     uint64_t* full = &pipe->full[stage];
     // What a whole copy finds beyond the last panel arrives as zeros.
     const int count = a.whole ? a.panels : min(a.panels, panels - i * a.panels);
-    BarrierExpect(full, static_cast<uint32_t>(count * (a.block_rows + N) * kRowBytes));
+    BarrierArriveExpect(full, static_cast<uint32_t>(count * (a.block_rows + N) * kRowBytes));
     EachCopy(a, i, [&](int p, int column, int panel) {
       LoadBox(at + p * a.block_rows * kRowBytes, map, full, column, row, panel, kEvictFirst);
     });
@@ -117,16 +117,16 @@ __device__ __forceinline__ void Consume(const StreamArgs& a, Pipeline* pipe, con
     BarrierWait(&pipe->full[stage], parity);
     for (int p = 0; p < count; ++p) {
       // Rows from block_rows on are whatever lies there: their sums are not used.
-      const uint64_t w = TileDescriptor(at + (p * a.block_rows + group * kGroup) * kRowBytes);
-      const uint64_t x = TileDescriptor(at + (a.panels * a.block_rows + p * N) * kRowBytes);
-      ProductFence();
+      const uint64_t w = RowTile(at + (p * a.block_rows + group * kGroup) * kRowBytes);
+      const uint64_t x = RowTile(at + (a.panels * a.block_rows + p * N) * kRowBytes);
+      MmaFence();
 #pragma unroll
       for (int k = 0; k < kPanel / 16; ++k) {
-        Multiply(sum, w + k * kDescriptorStep, x + k * kDescriptorStep);
+        Multiply(sum, w + k * kRowTileStep, x + k * kRowTileStep);
       }
-      ProductCommit();
+      MmaCommit();
     }
-    ProductWait<0>();
+    MmaWait<0>();
     if (thread == 0) BarrierArrive(&pipe->empty[stage]);
   }
 }
@@ -184,9 +184,10 @@ __global__ __launch_bounds__(kMaxWarpgroups * 128 +
   if (thread == 0) {
     for (int i = 0; i < a.stages; ++i) {
       BarrierInit(&pipe.full[i], 1);
-      BarrierInit(&pipe.empty[i], static_cast<uint32_t>(a.groups));
+      BarrierInit(&pipe.empty[i], a.groups);
     }
-    BarrierFence();
+    BarrierInitFence();
+    ProxyFence();
   }
   __syncthreads();
   float sum[N / 2] = {};
@@ -214,23 +215,6 @@ __global__ __launch_bounds__(kMaxWarpgroups * 128 +
 #endif
 }
 
-using EncodeFn = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*,
-                              const cuuint64_t*, const cuuint64_t*, const cuuint32_t*,
-                              const cuuint32_t*, CUtensorMapInterleave, CUtensorMapSwizzle,
-                              CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-
-EncodeFn FindEncode() {
-  static const EncodeFn encode = [] {
-    void* entry = nullptr;
-    cudaDriverEntryPointQueryResult found{};
-    WEIR_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000,
-                                                     cudaEnableDefault, &found));
-    WEIR_CHECK(found == cudaDriverEntryPointSuccess) << "the driver has no tensor maps";
-    return reinterpret_cast<EncodeFn>(entry);
-  }();
-  return encode;
-}
-
 // A [halves, rows, in] bf16 matrix, read in boxes of `panels` panels of the same `box_rows` rows of
 // each half, [panels, halves, box_rows, kPanel] in shared memory; zeros outside of it. Where `in`
 // is no multiple of a panel, a box is one panel at any column.
@@ -246,10 +230,10 @@ CUtensorMap MakeMap(const void* data, int64_t in, int64_t stride, int64_t rows, 
                             static_cast<cuuint32_t>(whole ? panels : 1)};
   const cuuint32_t steps[] = {1, 1, 1, 1};
   CUtensorMap map;
-  const CUresult result =
-      FindEncode()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), sizes,
-                   strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                   CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = sm90::TensorMapEncoder()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 4, const_cast<void*>(data), sizes, strides, box,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   WEIR_CHECK(result == CUDA_SUCCESS) << "a map of [" << halves << ", " << rows << ", " << in
                                      << "], stride " << stride << ": " << static_cast<int>(result);
   return map;

@@ -13,32 +13,34 @@
 
 namespace weir::kernels::gpu::sm90 {
 
-// A bf16 matrix [rows, columns], rows `row_stride` elements apart, seen in tiles of 64 columns (128
-// bytes) by `box_rows` rows. What lies outside the matrix reads as zeros. REQUIRES: base and row
-// stride multiples of 16 bytes.
-inline CUtensorMap MakeTileMap(const void* base, int64_t rows, int64_t columns, int64_t row_stride,
-                               int box_rows) {
-  using Encode =
-      CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
-                   const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
-                   CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
-  static const Encode encode = [] {
+using EncodeTensorMap = decltype(&cuTensorMapEncodeTiled);
+// The driver's cuTensorMapEncodeTiled, found once.
+inline EncodeTensorMap TensorMapEncoder() {
+  static const EncodeTensorMap encode = [] {
     void* symbol = nullptr;
     cudaDriverEntryPointQueryResult found{};
     WEIR_CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &symbol, 12000,
                                                      cudaEnableDefault, &found));
     WEIR_CHECK(found == cudaDriverEntryPointSuccess) << "the driver has no cuTensorMapEncodeTiled";
-    return reinterpret_cast<Encode>(symbol);
+    return reinterpret_cast<EncodeTensorMap>(symbol);
   }();
+  return encode;
+}
+
+// A bf16 matrix [rows, columns], rows `row_stride` elements apart, seen in tiles of 64 columns (128
+// bytes) by `box_rows` rows. What lies outside the matrix reads as zeros. REQUIRES: base and row
+// stride multiples of 16 bytes.
+inline CUtensorMap MakeTileMap(const void* base, int64_t rows, int64_t columns, int64_t row_stride,
+                               int box_rows) {
   CUtensorMap map;
   const cuuint64_t sizes[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
   const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_stride) * 2};
   const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
   const cuuint32_t steps[2] = {1, 1};
-  const CUresult result =
-      encode(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(base), sizes, strides,
-             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  const CUresult result = TensorMapEncoder()(
+      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(base), sizes, strides, box,
+      steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   WEIR_CHECK(result == CUDA_SUCCESS)
       << "cuTensorMapEncodeTiled: error " << static_cast<int>(result) << " for " << rows << " x "
       << columns << ", row stride " << row_stride;
