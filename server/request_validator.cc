@@ -248,6 +248,12 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   }
   out.request.priority = request.priority();
   CheckRange("priority", request.priority(), -kMaxPriority, kMaxPriority, false, &violations);
+  if (request.has_constraint())
+    violations.Add("constraint", "this server does not constrain answers");
+  if (request.has_tool_use()) violations.Add("tool_use", "this server does not force tool calls");
+  if (request.output().parse_answer()) {
+    violations.Add("output.parse_answer", "this server does not split answers");
+  }
   if (!violations.empty()) return violations.ToStatus();
   return out;
 }
