@@ -101,7 +101,7 @@ TEST_P(GpuGolden, DecodingDoesNotDependOnTheBatch) {
   for (size_t i = 0; i < kSteps; ++i) {
     expected.push_back(alone.Step({{subject, {tokens[i % tokens.size()]}}})[0]);
   }
-  for (const int neighbours : {1, 4, 9}) {
+  for (const int neighbours : {1, 2, 4}) {
     ManualEngine engine(model.value()->executor(), 2 + static_cast<uint64_t>(neighbours));
     std::vector<ManualEngine::Run> batch;
     for (int n = 0; n <= neighbours; ++n) batch.push_back({open(engine), {}});

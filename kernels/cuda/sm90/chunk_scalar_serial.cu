@@ -316,8 +316,7 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
     MmaWait<0>();
     Pin(o);
     PackOutput(ob, o);
-    __syncwarp();
-    if (lane == 0) BarrierArrive(&empty[stage]);
+    BarrierArrive(&empty[stage]);
     if (++stage == stage_count) stage = 0, ++round;
   }
   const int last = item.chunks - 1;
@@ -341,7 +340,7 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroup, 1)
   if (threadIdx.x == 0) {
     for (int i = 0; i < stage_count; ++i) {
       BarrierInit(&full[i], 1);
-      BarrierInit(&empty[i], kGroups * kGroup / 32);
+      BarrierInit(&empty[i], kGroups * kGroup);
     }
     BarrierInitFence();
     PrefetchMap(&q_map);
