@@ -12,6 +12,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/check.h"
+#include "metrics/alias_collector.h"
 #include "metrics/process_collector.h"
 #include "prometheus/counter.h"
 #include "prometheus/exposer.h"
@@ -107,7 +108,8 @@ struct Registry::Impl {
   std::vector<std::unique_ptr<Histogram>> histograms;
   std::shared_ptr<prometheus::Registry> registry = std::make_shared<prometheus::Registry>();
   std::shared_ptr<ProcessCollector> process = std::make_shared<ProcessCollector>();
-  // Last: its threads read the two above and end first.
+  std::shared_ptr<AliasCollector> aliases = std::make_shared<AliasCollector>(registry);
+  // Last: its threads read the three above and end first.
   std::unique_ptr<prometheus::Exposer> exposer;
 
   // REQUIRES: mutex held.
@@ -153,8 +155,18 @@ Histogram* Registry::AddHistogram(const std::string& name, const std::string& he
       .get();
 }
 
+void Registry::AddAlias(const Alias& alias) {
+  std::lock_guard<std::mutex> lock(impl_->mutex);
+  WEIR_CHECK(impl_->exposer == nullptr) << "aliases come before Expose";
+  const auto source = impl_->families.find(alias.of);
+  WEIR_CHECK(source != impl_->families.end()) << "there is no metric " << alias.of;
+  impl_->NoteFamily(source->second.first, alias.name, alias.help);
+  impl_->aliases->Add(alias);
+}
+
 std::string Registry::Serialize() const {
   std::vector<prometheus::MetricFamily> families = impl_->registry->Collect();
+  for (auto& family : impl_->aliases->Collect()) families.push_back(std::move(family));
   for (auto& family : impl_->process->Collect()) families.push_back(std::move(family));
   return prometheus::TextSerializer().Serialize(families);
 }
@@ -175,6 +187,7 @@ absl::StatusOr<int> Registry::Expose(const std::string& address) {
       return absl::UnavailableError(absl::StrCat("cannot serve metrics on ", address));
     }
     exposer->RegisterCollectable(impl_->registry);
+    exposer->RegisterCollectable(impl_->aliases);
     exposer->RegisterCollectable(impl_->process);
     impl_->exposer = std::move(exposer);
     return ports.front();

@@ -33,6 +33,16 @@ class Histogram {
 
 using Labels = std::map<std::string, std::string>;
 
+// A family under one more name, for tools that look for theirs. Several aliases may share a name:
+// counters that end up with equal labels are added.
+struct Alias {
+  std::string name;
+  std::string help;
+  std::string of;  // a family of this registry
+  Labels where;    // only its series with these labels, which are then left out
+  Labels labels;   // added to each series
+};
+
 class Registry {
  public:
   Registry();
@@ -44,6 +54,9 @@ class Registry {
   Gauge* AddGauge(const std::string& name, const std::string& help, const Labels& labels = {});
   Histogram* AddHistogram(const std::string& name, const std::string& help,
                           const std::vector<double>& upper_bounds, const Labels& labels = {});
+
+  // REQUIRES: `alias.of` was added, and is a counter where names are shared; before Expose().
+  void AddAlias(const Alias& alias);
 
   // Text exposition format.
   std::string Serialize() const;

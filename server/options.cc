@@ -171,6 +171,8 @@ void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Text("grpc", &o->grpc, "gRPC address, host:port; port 0: any free one."));
   table->push_back(Text("metrics", &o->metrics,
                         "Address of /metrics, host:port; port 0: any free one; \"\": none."));
+  table->push_back(Choice("metrics-compat", &o->metrics_compat, {"none", "vllm"},
+                          "Also export the main numbers under the names that routers look for."));
   table->push_back(Text("ready-file", &o->ready_file,
                         "File to write once ready: JSON with the addresses and the pid."));
   table->push_back(Choice("log-level", &o->log_level, {"debug", "info", "warning", "error"},

@@ -17,6 +17,7 @@ struct ServerOptions {
   // Addresses "host:port"; port 0: any free one. An empty metrics address: no metrics port.
   std::string grpc = "127.0.0.1:50051";
   std::string metrics = "127.0.0.1:9464";
+  std::string metrics_compat = "none";
   std::string ready_file;  // empty: none
   std::string log_level = "info";
   bool reflection = true;

@@ -25,6 +25,7 @@
 #include "server/server_metrics.h"
 #include "server/service_context.h"
 #include "server/services.h"
+#include "server/vllm_metrics.h"
 #include "server/watchdog.h"
 #include "server/work_pool.h"
 
@@ -173,6 +174,7 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   auto impl = std::make_unique<Impl>();
   impl->scheduler = scheduler;
   impl->metrics = std::make_unique<ServerMetrics>(*model, registry);
+  if (options.metrics_compat == "vllm") ExportVllmMetrics(*model, registry);
   impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
                                                static_cast<size_t>(options.max_waiting_texts),
                                                static_cast<size_t>(options.max_waiting_text_bytes));

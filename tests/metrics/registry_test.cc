@@ -84,6 +84,54 @@ TEST(RegistryTest, OneNameWithTwoMeaningsIsABug) {
   EXPECT_DEATH(registry.AddCounter("weir_a", "A."), "weir_a");
 }
 
+TEST(RegistryTest, AliasesRepeatSeriesUnderOtherNames) {
+  Registry registry;
+  registry.AddCounter("weir_ended_total", "Ended.", {{"outcome", "stop"}, {"x", "1"}})
+      ->Increment(4);
+  registry.AddCounter("weir_ended_total", "Ended.", {{"outcome", "cancelled"}, {"x", "1"}})
+      ->Increment(2);
+  registry.AddCounter("weir_ended_total", "Ended.", {{"outcome", "deadline"}, {"x", "1"}})
+      ->Increment(3);
+  Histogram* wait = registry.AddHistogram("weir_wait_seconds", "A wait.", {0.1, 1.0});
+  const Labels model = {{"model_name", "m"}};
+  registry.AddAlias({"other:wait_seconds", "Their wait.", "weir_wait_seconds", {}, model});
+  registry.AddAlias({"other:success_total",
+                     "Theirs.",
+                     "weir_ended_total",
+                     {{"outcome", "stop"}},
+                     {{"finished_reason", "stop"}}});
+  for (const char* outcome : {"cancelled", "deadline"}) {
+    registry.AddAlias({"other:success_total",
+                       "Theirs.",
+                       "weir_ended_total",
+                       {{"outcome", outcome}},
+                       {{"finished_reason", "abort"}}});
+  }
+  wait->Observe(0.5);  // after the alias: it is no copy
+
+  const std::string text = registry.Serialize();
+  EXPECT_THAT(text, HasSubstr("# HELP other:wait_seconds Their wait."));
+  EXPECT_THAT(text, HasSubstr("other:wait_seconds_bucket{model_name=\"m\",le=\"1\"} 1"));
+  EXPECT_THAT(text, HasSubstr("weir_wait_seconds_bucket{le=\"1\"} 1"));
+  EXPECT_THAT(text, HasSubstr("other:success_total{x=\"1\",finished_reason=\"stop\"} 4\n"));
+  EXPECT_THAT(text, HasSubstr("other:success_total{x=\"1\",finished_reason=\"abort\"} 5\n"));
+  size_t types = 0;
+  for (size_t at = 0;
+       (at = text.find("# TYPE other:success_total counter", at)) != std::string::npos; ++at) {
+    ++types;
+  }
+  EXPECT_EQ(types, 1u);
+
+  const absl::StatusOr<int> port = registry.Expose("127.0.0.1:0");
+  ASSERT_TRUE(port.ok()) << port.status();
+  EXPECT_THAT(Scrape(*port), HasSubstr("other:wait_seconds_count{model_name=\"m\"} 1"));
+}
+
+TEST(RegistryTest, AnAliasOfNothingIsABug) {
+  Registry registry;
+  EXPECT_DEATH(registry.AddAlias({"other:a", "A.", "weir_a", {}, {}}), "weir_a");
+}
+
 TEST(RegistryTest, ServesOnAFreePortAndRefusesATakenOne) {
   Registry registry;
   registry.AddGauge("weir_level", "A level.")->Set(5);

@@ -22,11 +22,12 @@ std::set<std::string> DocumentedNames() {
   return names;
 }
 
-TEST(MetricsDocTest, TheDocListsExactlyWhatIsExported) {
+void ExpectListedAsExported(const std::string& metrics_compat,
+                            const std::set<std::string>& documented) {
   TestServer::Options options;
   options.model = TestModel();
+  options.server.metrics_compat = metrics_compat;
   TestServer server(options);
-  const std::set<std::string> documented = DocumentedNames();
   std::set<std::string> exported;
   for (const auto& [name, help] : server.registry().Families()) {
     exported.insert(name);
@@ -35,6 +36,42 @@ TEST(MetricsDocTest, TheDocListsExactlyWhatIsExported) {
   }
   for (const std::string& name : documented) {
     EXPECT_TRUE(exported.count(name)) << name << " is in docs/metrics.md but not exported";
+  }
+}
+
+TEST(MetricsDocTest, TheDocListsExactlyWhatIsExported) {
+  std::set<std::string> ours = DocumentedNames();
+  std::erase_if(ours, [](const std::string& name) { return name.rfind("vllm:", 0) == 0; });
+  ExpectListedAsExported("none", ours);
+}
+
+TEST(MetricsDocTest, TheDocListsTheNamesForRouters) {
+  ExpectListedAsExported("vllm", DocumentedNames());
+}
+
+// What an endpoint picker reads, as it would find it.
+TEST(MetricsDocTest, RoutersFindTheirNumbers) {
+  TestServer::Options options;
+  options.model = TestModel();
+  options.model.name = "tiny";
+  options.server.metrics_compat = "vllm";
+  TestServer server(options);
+  ASSERT_TRUE(server.Generate(IdsRequest({1, 2, 3}, 4)).status.ok());
+  server.ExpectNothingHeld();
+  const std::string text = server.registry().Serialize();
+  const cache::CacheSize& sizes = options.model.limits.cache;
+  for (const std::string& line :
+       {std::string("vllm:num_requests_running{model_name=\"tiny\"} 0"),
+        std::string("vllm:num_requests_waiting{model_name=\"tiny\"} 0"),
+        std::string("vllm:kv_cache_usage_perc{model_name=\"tiny\"} 0"),
+        "vllm:cache_config_info{block_size=\"" +
+            std::to_string(options.model.limits.layout.page_tokens) +
+            "\",model_name=\"tiny\",num_gpu_blocks=\"" + std::to_string(sizes.pages) + "\"} 1",
+        std::string("vllm:generation_tokens_total{model_name=\"tiny\"} 4"),
+        std::string("vllm:time_to_first_token_seconds_count{model_name=\"tiny\"} 1"),
+        std::string(
+            "vllm:request_success_total{finished_reason=\"length\",model_name=\"tiny\"} 1")}) {
+    EXPECT_NE(text.find(line + "\n"), std::string::npos) << line << "\nnot in\n" << text;
   }
 }
 
