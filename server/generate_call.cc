@@ -175,6 +175,12 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     accepted->set_prompt_tokens(prompt_tokens);
     accepted->set_seed(request.sampling.seed);
     accepted->set_max_tokens(request.max_tokens);
+    if (request_.stream.prompt_token_ids) {
+      accepted->mutable_prompt_token_ids()->Assign(request.prompt.begin(), request.prompt.end());
+      for (size_t i = 0; request_.stream.pieces && i < request.prompt.size(); ++i) {
+        accepted->add_prompt_pieces(TokenPiece(*context_->model->tokenizer, request.prompt[i]));
+      }
+    }
     stream_->Add(std::move(event));
     // The scheduler's pointer keeps the whole call alive.
     request.sink = std::shared_ptr<scheduler::TokenSink>(shared_from_this(), stream_.get());

@@ -158,6 +158,8 @@ void Output(const v1::OutputOptions& in, const ServedModel& model, const Request
   if (!out->stream.text && !out->stream.token_ids) {
     v->Add("output", "text and token_ids are both off: the stream would carry no answer");
   }
+  out->stream.pieces = in.pieces();
+  out->stream.prompt_token_ids = in.prompt_token_ids();
   const int32_t most = std::min(limits.max_logprobs, model.limits.vocab_size);
   if (in.has_logprobs()) {
     CheckRange("output.logprobs", in.logprobs(), 0, most, false, v);
@@ -207,6 +209,7 @@ absl::Status CheckPreconditions(const v1::GenerateRequest& in, const ServedModel
     if (in.has_text()) return NeedTokenizer(model, "it takes no text");
     if (in.has_chat()) return NeedTokenizer(model, "it takes no chat");
     if (in.output().text()) return NeedTokenizer(model, "it gives no text");
+    if (in.output().pieces()) return NeedTokenizer(model, "it knows no bytes of tokens");
     if (in.stopping().stop_strings_size() > 0) {
       return NeedTokenizer(model, "it knows no stop strings");
     }

@@ -48,7 +48,9 @@ struct StreamConfig {
   std::vector<int32_t> stop_ids;  // all that end an answer, sorted
   int32_t min_tokens = 0;
   int32_t logprobs = -1;
-  int64_t received_us = 0;  // when the call came, on the scheduler's clock; 0: not known
+  bool pieces = false;            // token ids come with their bytes
+  bool prompt_token_ids = false;  // in Accepted
+  int64_t received_us = 0;        // when the call came, on the scheduler's clock; 0: not known
 };
 
 struct ValidRequest {

@@ -66,17 +66,15 @@ absl::Status ToStatus(FinishReason reason, int32_t max_waiting_tokens) {
   return absl::InternalError("unknown finish reason");
 }
 
-void AddLogprob(const scheduler::TokenLogprob& from, v1::Logprobs* to) {
-  to->add_token_ids(from.token);
-  to->add_logprobs(from.logprob);
-  to->set_top_n(static_cast<int32_t>(from.top.size()));
-  for (const auto& [token, logprob] : from.top) {
-    to->add_top_token_ids(token);
-    to->add_top_logprobs(logprob);
-  }
-}
-
 }  // namespace
+
+std::string TokenPiece(const text::Tokenizer& tokenizer, int32_t id) {
+  const std::vector<text::AddedToken>& added = tokenizer.added_tokens();
+  const auto at = std::lower_bound(
+      added.begin(), added.end(), id,
+      [](const text::AddedToken& token, int32_t wanted) { return token.id < wanted; });
+  return at != added.end() && at->id == id ? at->content : tokenizer.TokenBytes(id);
+}
 
 struct ResponseStream::Choice {
   std::optional<text::Detokenizer> detokenizer;
@@ -107,6 +105,18 @@ ResponseStream::ResponseStream(const StreamConfig& config, int32_t prompt_tokens
 }
 
 ResponseStream::~ResponseStream() = default;
+
+void ResponseStream::AddLogprob(const scheduler::TokenLogprob& from, v1::Logprobs* to) const {
+  to->add_token_ids(from.token);
+  to->add_logprobs(from.logprob);
+  to->set_top_n(static_cast<int32_t>(from.top.size()));
+  if (config_.pieces) to->add_pieces(TokenPiece(*tokenizer_, from.token));
+  for (const auto& [token, logprob] : from.top) {
+    to->add_top_token_ids(token);
+    to->add_top_logprobs(logprob);
+    if (config_.pieces) to->add_top_pieces(TokenPiece(*tokenizer_, token));
+  }
+}
 
 bool ResponseStream::Append(Item item, bool bounded) {
   {

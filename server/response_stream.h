@@ -31,6 +31,9 @@ class Tokenizer;
 
 namespace weir::server {
 
+// The bytes that a token adds to a text; special and other added tokens as they are spelled.
+std::string TokenPiece(const text::Tokenizer& tokenizer, int32_t id);
+
 class ResponseStream final : public scheduler::TokenSink {
  public:
   // What the stream asks of its call. Both return at once.
@@ -93,6 +96,7 @@ class ResponseStream final : public scheduler::TokenSink {
   std::string NewText(Choice* choice, int32_t token, bool is_stop);
   // What detokenizer and matcher still hold.
   std::string RestOfText(Choice* choice);
+  void AddLogprob(const scheduler::TokenLogprob& from, v1::Logprobs* to) const;
   void EmitDelta(int32_t choice, const scheduler::TokenEvent* event, std::string text);
   void EmitFinished(int32_t choice, v1::FinishReason reason, int32_t stop_id);
   v1::Delta* DeltaFor(int32_t choice);  // REQUIRES: mutex_ held

@@ -4,6 +4,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/error_details.h"
 #include "server/error_mapping.h"
+#include "server/response_stream.h"
 #include "server/served_model.h"
 #include "server/server_metrics.h"
 #include "server/service_context.h"
@@ -36,6 +37,9 @@ class TokenizerServiceImpl final : public Base {
           ASSIGN_OR_RETURN(const std::vector<int32_t> ids,
                            EncodePrompt(source, *context_->model, answer.mutable_rendered()));
           answer.mutable_ids()->Assign(ids.begin(), ids.end());
+          for (size_t i = 0; message.pieces() && i < ids.size(); ++i) {
+            answer.add_pieces(TokenPiece(*context_->model->tokenizer, ids[i]));
+          }
           SerializeMessage(answer, response);
           return absl::OkStatus();
         });

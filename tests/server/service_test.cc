@@ -95,6 +95,35 @@ TEST(ServiceTest, EveryChoiceIsItsOwn) {
   EXPECT_EQ(out.finished.usage().completion_tokens(), 60);
 }
 
+TEST(ServiceTest, TokensComeWithTheirBytesWhereAskedFor) {
+  TestServer server(DefaultOptions());
+  const text::Tokenizer& tokenizer = *server.model().tokenizer;
+  v1::GenerateRequest request = IdsRequest({9}, 30);
+  request.set_text("\xc3\xb6<|end|>");
+  v1::OutputOptions* output = request.mutable_output();
+  output->set_logprobs(2);
+  output->set_prompt_logprobs(1);
+  output->set_pieces(true);
+  output->set_prompt_token_ids(true);
+  const Gathered out = server.Generate(request);
+  ASSERT_TRUE(out.status.ok()) << out.status.error_message();
+  EXPECT_THAT(out.accepted.prompt_token_ids(), ElementsAre(0xc3, 0xb6, kEndId));
+  EXPECT_THAT(out.accepted.prompt_pieces(), ElementsAre("\xc3", "\xb6", "<|end|>"));
+  EXPECT_THAT(out.prompt_logprobs.pieces(), ElementsAre("\xb6", "<|end|>"));
+  const v1::Logprobs& logprobs = out.choices[0].logprobs;
+  ASSERT_EQ(logprobs.pieces_size(), 30);
+  ASSERT_EQ(logprobs.top_pieces_size(), 60);
+  for (int i = 0; i < 60; ++i) {
+    const int32_t id = logprobs.top_token_ids(i);
+    const std::string want = id == kEndId                    ? "<|end|>"
+                             : id == kUserId || id == kBotId ? logprobs.top_pieces(i)
+                                                             : tokenizer.TokenBytes(id);
+    EXPECT_EQ(logprobs.top_pieces(i), want) << id;
+  }
+  output->set_pieces(false);
+  EXPECT_EQ(server.Generate(request).choices[0].logprobs.pieces_size(), 0);
+}
+
 TEST(ServiceTest, BadRequestsNameEveryField) {
   TestServer server(DefaultOptions());
   v1::GenerateRequest request = IdsRequest({1, 99999}, 5);
@@ -134,10 +163,12 @@ TEST(ServiceTest, TokenizeAndDetokenizeAreInverse) {
   const auto stub = v1::TokenizerService::NewStub(server.channel());
   v1::TokenizeRequest tokenize;
   tokenize.set_text("a\xc3\xa9<|end|>");
+  tokenize.set_pieces(true);
   v1::TokenizeResponse tokens;
   grpc::ClientContext rpc;
   ASSERT_TRUE(stub->Tokenize(&rpc, tokenize, &tokens).ok());
   EXPECT_THAT(tokens.ids(), ElementsAre('a', 0xc3, 0xa9, kEndId));
+  EXPECT_THAT(tokens.pieces(), ElementsAre("a", "\xc3", "\xa9", "<|end|>"));
   v1::DetokenizeRequest detokenize;
   *detokenize.mutable_ids() = tokens.ids();
   v1::DetokenizeResponse text;
