@@ -11,13 +11,16 @@ DIST ?= dist
 CUDA ?= auto
 export CMAKE_FLAGS
 
-.PHONY: help build serve test test-slow bench gpu-check dist format tidy asan tsan clean dependencies python cuda cuda-toolkit
+.PHONY: help build serve test test-slow bench gpu-check dist format tidy asan tsan clean dependencies test-dependencies python node cuda cuda-toolkit
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
 
 dependencies:
 	@tools/install_dependencies.sh
+
+test-dependencies:
+	@tools/install_dependencies.sh --test
 
 cuda: dependencies
 	@tools/provide_cuda.sh $(if $(filter always,$(CUDA)),--always)
@@ -46,8 +49,14 @@ $(BUILD)/python/done: $(BUILD)/venv/done $(wildcard proto/weir/v1/*.proto)
 
 python: $(BUILD)/python/done  ## what Python clients need: grpcio in build/venv, stubs in build/python
 
+$(BUILD)/node/done: $(BUILD)/venv/done tools/provide_node.sh tools/node/package-lock.json
+	@tools/provide_node.sh $(BUILD)
+	@touch $@
+
+node: $(BUILD)/node/done  ## what the tests in JavaScript need: build/node/bin/node and its packages
+
 test: CUDA = always
-test: build python  ## install what is missing, build, run all tests but the slow ones
+test: test-dependencies build python node  ## install what is missing, build, run all tests but the slow ones
 	@ninja -C $(BUILD) -j $(JOBS) --quiet
 	@ctest --test-dir $(BUILD) --output-on-failure -j $(JOBS) -LE 'slow|gpu'
 

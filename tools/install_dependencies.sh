@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Installs what a build of Weir needs on Debian 12 (or newer) and prints nothing when all is there.
-# As root, or with sudo. Usage: tools/install_dependencies.sh [--dev]
+# As root, or with sudo. Usage: tools/install_dependencies.sh [--dev | --test]
 set -euo pipefail
 
 packages=(
@@ -12,6 +12,10 @@ packages=(
 )
 if [ "${1:-}" = "--dev" ]; then
   packages+=(clang clang-format clang-tidy gdb)
+fi
+# The web page is tested in a real browser: 110 MB, about half a minute.
+if [ "${1:-}" = "--test" ]; then
+  packages+=(chromium)
 fi
 
 # The Rust toolchain of a plain Debian 12 is too old for the text library; its backport for browsers

@@ -52,7 +52,8 @@ TEST(PageFiles, AreTheSourcesAndTheirGzipVariantsInflateToThem) {
 }
 
 TEST(PageFiles, EveryFileOfTheFolderIsServed) {
-  std::set<std::string> served = {"CMakeLists.txt", "embed.py", "page_files.cc", "page_files.h"};
+  std::set<std::string> served = {"CMakeLists.txt", "embed.py", "package.json", "page_files.cc",
+                                  "page_files.h"};
   for (const PageFile& file : PageFiles()) {
     served.insert(file.path == "/" ? "index.html" : std::string(file.path.substr(6)));
   }
