@@ -13,9 +13,9 @@ packages=(
 if [ "${1:-}" = "--dev" ]; then
   packages+=(clang clang-format clang-tidy gdb)
 fi
-# The web page is tested in a real browser: 110 MB, about half a minute.
+# The web page is tested in a real browser (110 MB, about half a minute), the dashboard by a real Prometheus.
 if [ "${1:-}" = "--test" ]; then
-  packages+=(chromium)
+  packages+=(chromium prometheus)
 fi
 
 # The Rust toolchain of a plain Debian 12 is too old for the text library; its backport for browsers
