@@ -11,12 +11,14 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/access_keys.h"
 #include "core/clock.h"
 #include "core/error_details.h"
 #include "core/log.h"
 #include "core/philox.h"
 #include "metrics/registry.h"
 #include "scheduler/scheduler.h"
+#include "server/caller.h"
 #include "server/error_mapping.h"
 #include "server/response_stream.h"
 #include "server/served_model.h"
@@ -74,6 +76,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       std::lock_guard<std::mutex> lock(mutex_);
       done_ = true;
       context_->metrics->CallEnded(Method::kGenerate, code_);
+      if (stream_ != nullptr) use_.AddTokens(stream_->completion_tokens());
+      use_ = AccessKeys::Use();
       last = std::move(self_);
     }
     context_->open_streams.Add(-1);
@@ -95,6 +99,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
           "the server is shutting down and takes no new requests; try another server", kRetryMs);
     }
     const int64_t received_us = context_->clock->NowUs();
+    ASSIGN_OR_RETURN(use_, AdmitCaller(*context_, *rpc_));
     RETURN_IF_ERROR(SetDeadline());
     v1::GenerateRequest message;
     RETURN_IF_ERROR(ParseMessage(bytes, &message));
@@ -188,6 +193,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
              " more, ", request.num_choices, " choices");
     RETURN_IF_ERROR(context_->scheduler->Submit(std::move(request)));
     submitted_ = true;
+    use_.AddTokens(prompt_tokens);
     if (cancelled_) Cancel();  // it came while `submitted_` was not yet set
     Write();
     return absl::OkStatus();
@@ -278,6 +284,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   ServiceContext* const context_;
   grpc::CallbackServerContext* const rpc_;  // until OnDone
   const uint64_t id_;
+  AccessKeys::Use use_;      // of the caller's key, until OnDone
   int64_t deadline_us_ = 0;  // on the clock; 0: none
   ValidRequest request_;
   std::unique_ptr<ResponseStream> stream_;  // set before submission, then constant

@@ -3,6 +3,8 @@
 
 #include "core/clock.h"
 #include "scheduler/scheduler.h"
+#include "server/caller.h"
+#include "server/error_mapping.h"
 #include "server/served_model.h"
 #include "server/server_metrics.h"
 #include "server/service_context.h"
@@ -93,27 +95,31 @@ class ModelServiceImpl final : public Base {
 
   grpc::ServerUnaryReactor* GetModel(grpc::CallbackServerContext* rpc, const v1::GetModelRequest*,
                                      v1::GetModelResponse* response) override {
-    *response = model_;
-    return End(rpc, Method::kGetModel);
+    const absl::Status caller = CheckCaller(*context_, *rpc);
+    if (caller.ok()) *response = model_;
+    return End(rpc, Method::kGetModel, caller);
   }
 
   grpc::ServerUnaryReactor* GetServerInfo(grpc::CallbackServerContext* rpc,
                                           const v1::GetServerInfoRequest*,
                                           v1::GetServerInfoResponse* response) override {
+    const absl::Status caller = CheckCaller(*context_, *rpc);
+    if (!caller.ok()) return End(rpc, Method::kGetServerInfo, caller);
     response->set_version(WEIR_VERSION);
     response->set_uptime_ms((context_->clock->NowUs() - context_->ready_us) / 1000);
     response->set_state(context_->draining ? v1::SERVING_STATE_DRAINING
                                            : v1::SERVING_STATE_SERVING);
     FillLimits(*context_, response->mutable_limits());
     FillLoad(*context_, response->mutable_load());
-    return End(rpc, Method::kGetServerInfo);
+    return End(rpc, Method::kGetServerInfo, absl::OkStatus());
   }
 
  private:
-  grpc::ServerUnaryReactor* End(grpc::CallbackServerContext* rpc, Method method) {
-    context_->metrics->CallEnded(method, absl::StatusCode::kOk);
+  grpc::ServerUnaryReactor* End(grpc::CallbackServerContext* rpc, Method method,
+                                const absl::Status& status) {
+    context_->metrics->CallEnded(method, status.code());
     grpc::ServerUnaryReactor* reactor = rpc->DefaultReactor();
-    reactor->Finish(grpc::Status::OK);
+    reactor->Finish(ToGrpc(status));
     return reactor;
   }
 

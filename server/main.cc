@@ -15,6 +15,7 @@ int main(int argc, char** argv) {
   weir::server::AddInspectCommand(app, &exit_code);
   weir::server::AddCheckCommand(app, &exit_code);
   weir::server::AddBenchCommand(app, &exit_code);
+  weir::server::AddKeysCommand(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

@@ -167,6 +167,16 @@ void AddCallOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                          "Bytes of the requests that wait for them; more are refused."));
 }
 
+void AddAccessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
+  table->push_back(Text("api-keys", &o->api_keys,
+                        "File of API keys and their limits (weir keys add); \"\": none needed."));
+  table->push_back(Text("grpc-tls-cert", &o->grpc_tls_cert,
+                        "PEM certificate chain of the gRPC port; \"\": no TLS."));
+  table->push_back(Text("grpc-tls-key", &o->grpc_tls_key, "PEM private key of it."));
+  table->push_back(Text("grpc-client-ca", &o->grpc_client_ca,
+                        "PEM authorities whose certificate gRPC clients must show; \"\": none."));
+}
+
 void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Text("grpc", &o->grpc, "gRPC address, host:port; port 0: any free one."));
   table->push_back(Text("metrics", &o->metrics,
@@ -208,6 +218,7 @@ absl::Status CheckAddress(std::string_view name, const std::string& address) {
 std::vector<OptionSpec> OptionTable(ServerOptions* options) {
   std::vector<OptionSpec> table;
   AddProcessOptions(options, &table);
+  AddAccessOptions(options, &table);
   AddModelOptions(options, &table);
   AddSchedulingOptions(options, &table);
   AddCallOptions(options, &table);
@@ -217,6 +228,14 @@ std::vector<OptionSpec> OptionTable(ServerOptions* options) {
 absl::Status CheckOptions(const ServerOptions& options) {
   RETURN_IF_ERROR(CheckAddress("grpc", options.grpc));
   if (!options.metrics.empty()) RETURN_IF_ERROR(CheckAddress("metrics", options.metrics));
+  if (options.grpc_tls_cert.empty() != options.grpc_tls_key.empty()) {
+    return absl::InvalidArgumentError(
+        "grpc-tls-cert and grpc-tls-key: TLS needs both; one of them is missing");
+  }
+  if (!options.grpc_client_ca.empty() && options.grpc_tls_cert.empty()) {
+    return absl::InvalidArgumentError(
+        "grpc-client-ca: client certificates need TLS; give grpc-tls-cert and grpc-tls-key too");
+  }
   if (options.memory_bytes > 0 && options.slots > 0 && options.kv_pages > 0) {
     return absl::InvalidArgumentError(
         "memory: slots and kv-pages already say how much memory is used; leave one of the three "

@@ -19,6 +19,11 @@ struct ServerOptions {
   std::string metrics = "127.0.0.1:9464";
   std::string metrics_compat = "none";
   std::string ready_file;  // empty: none
+  std::string api_keys;    // file of core/access_keys.h; empty: everybody may call
+  // PEM files of the gRPC port; empty: no TLS, no client certificates.
+  std::string grpc_tls_cert;
+  std::string grpc_tls_key;
+  std::string grpc_client_ca;
   std::string log_level = "info";
   bool reflection = true;
 

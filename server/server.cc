@@ -15,16 +15,20 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/access_keys.h"
 #include "core/clock.h"
 #include "core/log.h"
 #include "metrics/registry.h"
 #include "scheduler/scheduler.h"
+#include "server/call_header.h"
+#include "server/caller.h"
 #include "server/listen.h"
 #include "server/options.h"
 #include "server/served_model.h"
 #include "server/server_metrics.h"
 #include "server/service_context.h"
 #include "server/services.h"
+#include "server/tls.h"
 #include "server/vllm_metrics.h"
 #include "server/watchdog.h"
 #include "server/work_pool.h"
@@ -75,6 +79,7 @@ void QuietLibraries() {
 }  // namespace
 
 struct Server::Impl {
+  std::unique_ptr<AccessKeys> keys;  // outlives every call
   ServiceContext context;
   scheduler::Scheduler* scheduler = nullptr;
   std::unique_ptr<ServerMetrics> metrics;
@@ -155,7 +160,10 @@ absl::Status Server::Impl::Build(const ServerOptions& options) {
   int port = 0;
   if (!options.grpc.empty()) {
     RETURN_IF_ERROR(CheckCanListen("gRPC", options.grpc));
-    builder.AddListeningPort(options.grpc, grpc::InsecureServerCredentials(), &port);
+    ASSIGN_OR_RETURN(const std::shared_ptr<grpc::ServerCredentials> credentials,
+                     MakeServerCredentials(
+                         {options.grpc_tls_cert, options.grpc_tls_key, options.grpc_client_ca}));
+    builder.AddListeningPort(options.grpc, credentials, &port);
   }
   server = builder.BuildAndStart();
   if (server == nullptr || (!options.grpc.empty() && port <= 0)) {
@@ -173,6 +181,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                                                       metrics::Registry* registry) {
   auto impl = std::make_unique<Impl>();
   impl->scheduler = scheduler;
+  if (!options.api_keys.empty()) {
+    ASSIGN_OR_RETURN(impl->keys, AccessKeys::Load(options.api_keys, clock));
+  }
+  impl->context.keys = impl->keys.get();
+  impl->context.own_secret = NewSecret();
   impl->metrics = std::make_unique<ServerMetrics>(*model, registry);
   if (options.metrics_compat == "vllm") ExportVllmMetrics(*model, registry);
   impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
@@ -203,8 +216,11 @@ const std::string& Server::address() const { return impl_->address; }
 std::shared_ptr<grpc::Channel> Server::InProcessChannel() {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
-  return impl_->server->InProcessChannel(arguments);
+  return impl_->server->experimental().InProcessChannelWithInterceptors(
+      arguments, WithHeader(kOwnHeader, impl_->context.own_secret));
 }
+
+AccessKeys* Server::keys() { return impl_->keys.get(); }
 
 void Server::ReportBroken() {
   grpc::HealthCheckServiceInterface* health = impl_->server->GetHealthCheckService();

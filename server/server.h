@@ -13,8 +13,9 @@ namespace grpc {
 class Channel;
 }
 namespace weir {
+class AccessKeys;
 class Clock;
-}
+}  // namespace weir
 namespace weir::metrics {
 class Registry;
 }
@@ -46,6 +47,8 @@ class Server {
   const std::string& address() const;
   // A channel to this server that uses no socket.
   std::shared_ptr<grpc::Channel> InProcessChannel();
+  // Of options.api_keys, for the other door and to be read again; null: everybody may call.
+  AccessKeys* keys();
 
   // Health turns NOT_SERVING, new requests are refused with UNAVAILABLE; what runs or waits goes on
   // for at most `drain_us`. Returns when every call has got its end. Call once.

@@ -3,13 +3,15 @@
 
 #include <atomic>
 #include <cstdint>
+#include <string>
 
 #include "server/open_streams.h"
 #include "server/request_validator.h"
 
 namespace weir {
+class AccessKeys;
 class Clock;
-}
+}  // namespace weir
 namespace weir::scheduler {
 class Scheduler;
 }
@@ -24,6 +26,8 @@ struct ServiceContext {
   const ServedModel* model = nullptr;
   scheduler::Scheduler* scheduler = nullptr;
   const Clock* clock = nullptr;
+  AccessKeys* keys = nullptr;  // null: everybody may call
+  std::string own_secret;      // see caller.h; random
   ServerMetrics* metrics = nullptr;
   WorkPool* text_pool = nullptr;      // templates and tokenizing; bounded
   WorkPool* delivery_pool = nullptr;  // tokens to events; one task per stream at most

@@ -3,6 +3,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "core/error_details.h"
+#include "server/caller.h"
 #include "server/error_mapping.h"
 #include "server/response_stream.h"
 #include "server/served_model.h"
@@ -82,6 +83,10 @@ class TokenizerServiceImpl final : public Base {
       context_->metrics->CallEnded(method, status.code());
       reactor->Finish(ToGrpc(status));
     };
+    if (const absl::Status caller = CheckCaller(*context_, *rpc); !caller.ok()) {
+      end(caller);
+      return reactor;
+    }
     const bool taken =
         context_->text_pool->TryAdd([work = std::move(work), end] { end(work()); }, bytes);
     if (!taken) {

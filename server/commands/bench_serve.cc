@@ -168,9 +168,10 @@ absl::Status CheckFlags(Arguments* arguments) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<v1::GetModelResponse> AskModel(const std::string& address) {
+absl::StatusOr<v1::GetModelResponse> AskModel(const LoadFlags& load) {
   ConnectionFlags flags;
-  flags.server = address;
+  flags.server = load.address;
+  flags.client = load.client;
   ASSIGN_OR_RETURN(const Connection connection, Connect(flags));
   const auto stub = v1::ModelService::NewStub(connection.channel);
   grpc::ClientContext rpc;
@@ -186,7 +187,7 @@ absl::StatusOr<v1::GetModelResponse> AskModel(const std::string& address) {
 absl::Status RunBenchServe(Arguments* arguments) {
   RETURN_IF_ERROR(CheckFlags(arguments));
   LoadFlags& load = arguments->load;
-  ASSIGN_OR_RETURN(const v1::GetModelResponse model, AskModel(load.address));
+  ASSIGN_OR_RETURN(const v1::GetModelResponse model, AskModel(load));
   ASSIGN_OR_RETURN(const Workload workload,
                    Workload::Make(arguments->workload, model.model().vocab_size(),
                                   model.limits().max_position()));
@@ -234,6 +235,7 @@ void AddBenchServe(CLI::App* bench, int* exit_code) {
   CLI::App* serve = bench->add_subcommand(
       "serve", "Load on a running server: time to first token, between tokens, tokens per second");
   serve->add_option("--address,--server", load.address, "The server, HOST:PORT")->required();
+  AddClientFlags(serve, &load.client);
   serve->add_option("--clients", load.clients, "Closed loop: requests in flight at any time");
   serve->add_option("--rate", load.rate, "Open loop: requests per second, Poisson arrivals");
   serve->add_option("--trace-speed", load.trace_speed, "Divides the gaps of a trace")

@@ -234,6 +234,7 @@ void AddChatCommand(CLI::App& app, int* exit_code) {
   chat->add_option("MODEL_DIR", arguments->connection.model_dir, "Model folder");
   chat->add_option("--server", arguments->connection.server,
                    "A running server, HOST:PORT [127.0.0.1:50051]");
+  AddClientFlags(chat, &arguments->connection.client);
   chat->add_option("--system", arguments->system, "System message");
   chat->add_option("--dtype", arguments->connection.dtype, "With a folder: auto, f32 or bf16");
   chat->add_option("--threads", arguments->connection.threads, "With a folder: threads; 0: all");

@@ -24,18 +24,18 @@ bool WaitForConnected(grpc::Channel& channel) {
   }
 }
 
-absl::StatusOr<Connection> ConnectTo(const std::string& address) {
+absl::StatusOr<Connection> ConnectTo(const std::string& address, const ClientFlags& flags) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(-1);
   // One connection of its own: a pooled one may be in back-off.
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
   Connection connection;
-  connection.channel =
-      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  ASSIGN_OR_RETURN(connection.channel, MakeClientChannel(address, flags, arguments));
   if (!WaitForConnected(*connection.channel)) {
-    return absl::UnavailableError(absl::StrCat("no server answers at ", address,
-                                               "; start one with: weir serve MODEL_DIR --grpc ",
-                                               address));
+    return absl::UnavailableError(absl::StrCat(
+        "no server answers at ", address, "; start one with: weir serve MODEL_DIR --grpc ", address,
+        " (one with TLS is reached with --tls or --tls-ca, "
+        "and may want --tls-cert and --tls-key)"));
   }
   return connection;
 }
@@ -69,7 +69,7 @@ absl::StatusOr<Connection> Connect(const ConnectionFlags& flags) {
         flags.server.empty() ? "name a model folder, or a server with --server HOST:PORT"
                              : "name a model folder or a server, not both");
   }
-  return flags.server.empty() ? StartInside(flags) : ConnectTo(flags.server);
+  return flags.server.empty() ? StartInside(flags) : ConnectTo(flags.server, flags.client);
 }
 
 absl::Status StreamGenerate(const Connection& connection, const v1::GenerateRequest& request,

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/status.h"
+#include "server/commands/client_channel.h"
 #include "server/commands/stack.h"
 #include "weir/v1/generate.grpc.pb.h"
 
@@ -30,6 +31,7 @@ struct Connection {
 struct ConnectionFlags {
   std::string model_dir;
   std::string server;
+  ClientFlags client;  // of `server`
   std::string dtype = "auto";
   int threads = 0;
   int slots = 0;  // 0: as many as the command needs

@@ -198,6 +198,7 @@ void AddGenerateCommand(CLI::App& app, int* exit_code) {
       "generate", "Generate from one prompt, with a server or with a model folder");
   generate->add_option("MODEL_DIR", arguments->connection.model_dir, "Model folder");
   generate->add_option("--server", arguments->connection.server, "A running server, HOST:PORT");
+  AddClientFlags(generate, &arguments->connection.client);
   CLI::Option* prompt = generate->add_option("--prompt", arguments->prompt, "The prompt as text");
   CLI::Option* tokens =
       generate->add_option("--tokens", arguments->tokens, "The prompt as token ids: 1,2,3");

@@ -123,8 +123,8 @@ absl::Status Generator::Connect() {
     grpc::ChannelArguments arguments;
     arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);  // a connection of its own
     arguments.SetMaxReceiveMessageSize(-1);
-    const auto channel =
-        grpc::CreateCustomChannel(flags_.address, grpc::InsecureChannelCredentials(), arguments);
+    ASSIGN_OR_RETURN(const std::shared_ptr<grpc::Channel> channel,
+                     MakeClientChannel(flags_.address, flags_.client, arguments));
     if (!channel->WaitForConnected(deadline)) {
       return absl::UnavailableError(absl::StrCat("no server answers at ", flags_.address,
                                                  "; start one with: weir serve MODEL --grpc ",

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "server/commands/client_channel.h"
 
 namespace weir::server {
 
@@ -18,6 +19,7 @@ class Workload;
 
 struct LoadFlags {
   std::string address;
+  ClientFlags client;
   // Closed loop: this many clients, each sends its next request when the last one has ended. 0:
   // open loop.
   int clients = 0;

@@ -4,6 +4,7 @@
 
 #include <condition_variable>
 #include <cstdio>
+#include <functional>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "core/access_keys.h"
 #include "core/log.h"
 #include "server/commands/commands.h"
 #include "server/commands/facts.h"
@@ -19,6 +21,7 @@
 #include "server/commands/ready_file.h"
 #include "server/commands/stack.h"
 #include "server/listen.h"
+#include "server/tls.h"
 
 namespace weir::server {
 namespace {
@@ -53,15 +56,16 @@ absl::Status Resolve(ServeArguments* arguments) {
 
 // SIGTERM and SIGINT, taken by a thread of their own. While loading the first one ends the process:
 // there is nothing to drain. After Ready() the first one asks for an orderly end, the second ends
-// it.
+// it. SIGHUP asks to read settings again.
 class StopSignals {
  public:
-  // Blocks both signals for this thread and all that it starts.
+  // Blocks the signals for this thread and all that it starts.
   StopSignals() : state_(std::make_shared<State>()) {
     sigset_t set;
     sigemptyset(&set);
     sigaddset(&set, SIGTERM);
     sigaddset(&set, SIGINT);
+    sigaddset(&set, SIGHUP);
     pthread_sigmask(SIG_BLOCK, &set, nullptr);
     // Waits for signals until the process ends, hence detached.
     std::thread([state = state_, set] {
@@ -77,11 +81,17 @@ class StopSignals {
     state_->ready = true;
   }
 
-  // The first signal after Ready().
-  int Wait() {
+  // The first signal after Ready() that ends; `on_hangup` runs for every SIGHUP before.
+  int Wait(const std::function<void()>& on_hangup) {
     std::unique_lock<std::mutex> lock(state_->mutex);
-    state_->changed.wait(lock, [this] { return state_->signal != 0; });
-    return state_->signal;
+    while (true) {
+      state_->changed.wait(lock, [this] { return state_->signal != 0 || state_->hangup; });
+      if (state_->signal != 0) return state_->signal;
+      state_->hangup = false;
+      lock.unlock();
+      on_hangup();
+      lock.lock();
+    }
   }
 
  private:
@@ -90,9 +100,15 @@ class StopSignals {
     std::condition_variable changed;
     bool ready = false;
     int signal = 0;
+    bool hangup = false;
 
     void Take(int received) {
       std::lock_guard<std::mutex> lock(mutex);
+      if (received == SIGHUP) {  // while loading: everything is read anyway
+        hangup = ready;
+        changed.notify_all();
+        return;
+      }
       if (!ready || signal != 0) {
         if (signal != 0) std::fprintf(stderr, "weir serve: second signal: ending now\n");
         _exit(128 + received);
@@ -104,9 +120,39 @@ class StopSignals {
   std::shared_ptr<State> state_;
 };
 
-absl::Status Serve(const std::string& program, const ServerOptions& options) {
+// SIGHUP: the log level of the configuration file, and the API keys. What cannot be read stays as
+// it is. TLS files need no signal: they are read again when they change.
+void ReadAgain(const ServeArguments& arguments, Server* server) {
+  ServeArguments fresh;
+  fresh.table = OptionTable(&fresh.options);
+  fresh.config = arguments.config;
+  for (const auto& [spec, text] : arguments.given) {
+    for (const OptionSpec& own : fresh.table) {
+      if (own.name == spec->name) fresh.given.emplace_back(&own, text);
+    }
+  }
+  fresh.model = arguments.model;
+  const absl::Status status = Resolve(&fresh);
+  if (!status.ok()) LogError("SIGHUP: the settings stay as they are: ", status.message());
+  if (server->keys() == nullptr) {
+    LogInfo("SIGHUP: log level ", fresh.options.log_level);
+    return;
+  }
+  const absl::Status keys = server->keys()->Reload();
+  if (keys.ok()) {
+    LogInfo("SIGHUP: log level ", fresh.options.log_level, ", ", server->keys()->num_keys(),
+            " API keys");
+  } else {
+    LogError("SIGHUP: the API keys stay as they are: ", keys.message());
+  }
+}
+
+absl::Status Serve(const std::string& program, const ServeArguments& arguments) {
+  const ServerOptions& options = arguments.options;
   // First what would stop it at the end of a long load.
   RETURN_IF_ERROR(CheckCanListen("gRPC", options.grpc));
+  RETURN_IF_ERROR(
+      CheckTlsFiles({options.grpc_tls_cert, options.grpc_tls_key, options.grpc_client_ca}));
   if (!options.metrics.empty()) RETURN_IF_ERROR(CheckCanListen("metrics", options.metrics));
   RETURN_IF_ERROR(ReadyFile::CheckWritable(options.ready_file));
 
@@ -124,7 +170,7 @@ absl::Status Serve(const std::string& program, const ServerOptions& options) {
   RETURN_IF_ERROR(ReadyFile::Write(options.ready_file, stack->server().address(), metrics_address));
   PrintListening(program, stack->served(), stack->server().address(), metrics_address);
 
-  const int signal = signals.Wait();
+  const int signal = signals.Wait([&] { ReadAgain(arguments, &stack->server()); });
   LogInfo(signal == SIGINT ? "SIGINT" : "SIGTERM",
           ": no new requests from now on; a second one ends at once");
   ReadyFile::Remove(options.ready_file);
@@ -158,7 +204,7 @@ void AddServeCommand(CLI::App& app, int* exit_code) {
   }
   serve->callback([arguments, exit_code, &app] {
     absl::Status status = Resolve(arguments.get());
-    if (status.ok()) status = Serve(app.get_name(), arguments->options);
+    if (status.ok()) status = Serve(app.get_name(), *arguments);
     if (!status.ok()) {
       std::fprintf(stderr, "weir serve: %s\n", std::string(status.message()).c_str());
     }

@@ -1,6 +1,5 @@
 #include "tests/server/test_server.h"
 
-
 #include "core/check.h"
 #include "google/rpc/error_details.pb.h"
 #include "google/rpc/status.pb.h"
@@ -9,7 +8,7 @@
 namespace weir::testing {
 
 TestServer::TestServer(Options options) : options_(std::move(options)) {
-  options_.server.grpc = "";
+  options_.server.grpc = options_.listen ? "127.0.0.1:0" : "";
   FakeOptions fake;
   fake.limits = options_.model.limits;
   fake.step_us = options_.step_us;

@@ -42,6 +42,7 @@ class TestServer {
     server::ServedModel model;
     server::ServerOptions server;
     int64_t step_us = 0;  // how long a step takes
+    bool listen = false;  // also on a socket: server().address()
   };
   explicit TestServer(Options options);
   ~TestServer();
