@@ -16,6 +16,7 @@ int main(int argc, char** argv) {
   weir::server::AddCheckCommand(app, &exit_code);
   weir::server::AddBenchCommand(app, &exit_code);
   weir::server::AddKeysCommand(app, &exit_code);
+  weir::server::AddHealthCommand(app, &exit_code);
   try {
     app.parse(argc, argv);
   } catch (const CLI::ParseError& error) {

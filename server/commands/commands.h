@@ -15,6 +15,7 @@ void AddInspectCommand(CLI::App& app, int* exit_code);
 void AddCheckCommand(CLI::App& app, int* exit_code);
 void AddBenchCommand(CLI::App& app, int* exit_code);
 void AddKeysCommand(CLI::App& app, int* exit_code);
+void AddHealthCommand(CLI::App& app, int* exit_code);
 
 // "auto", "cpu", "cuda" as commands take it.
 absl::StatusOr<model::DeviceChoice> ParseDevice(const std::string& name);

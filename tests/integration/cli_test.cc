@@ -228,6 +228,39 @@ TEST(ChatTest, ControlCStopsTheAnswerAndNotTheProgram) {
   EXPECT_EQ(terminal.Wait(), 0);
 }
 
+TEST(HealthTest, SaysWhetherAServerServes) {
+  ServerProcess server({"--slots", "4", "--drain-time", "20s"});
+  const std::string address = server.grpc_address();
+  const Ran serves = Weir({"health", "--server", address});
+  EXPECT_EQ(serves.exit_code, 0) << serves.err;
+  EXPECT_EQ(serves.out, "SERVING\n");
+  EXPECT_EQ(
+      Weir({"health", "--server", address, "--service", "weir.v1.GenerationService"}).exit_code, 0);
+  const Ran unknown = Weir({"health", "--server", address, "--service", "weir.v1.Other"});
+  EXPECT_EQ(unknown.exit_code, 1);
+  EXPECT_EQ(unknown.out, "SERVICE_UNKNOWN\n");
+
+  // While it drains it answers, and says no.
+  grpc::ClientContext rpc;
+  const auto running = server.generation().Generate(&rpc, LongRequest(8000));
+  v1::GenerateEvent event;
+  ASSERT_TRUE(running->Read(&event));
+  server.Signal(SIGTERM);
+  Ran drains;
+  do {
+    drains = Weir({"health", "--server", address});
+  } while (drains.exit_code == 0);
+  EXPECT_EQ(drains.exit_code, 1);
+  EXPECT_EQ(drains.out, "NOT_SERVING\n") << drains.err;
+  rpc.TryCancel();
+  EXPECT_EQ(server.WaitExit(), 0);
+
+  const Ran nobody = Weir({"health", "--server", address, "--timeout", "1"});
+  EXPECT_EQ(nobody.exit_code, 1);
+  EXPECT_EQ(nobody.out, "");
+  EXPECT_THAT(nobody.err, HasSubstr("no answer from " + address));
+}
+
 TEST(ExampleTest, ThePythonClientStreams) {
   const std::string python = WEIR_BUILD_DIR "/venv/bin/python";
   const std::string stubs = WEIR_BUILD_DIR "/python";
