@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Provides Node for the tests of the page and of JavaScript clients: BUILD/node/bin/node, and the packages of
-# tools/node/package-lock.json in BUILD/node/node_modules. A Node of at least 20 on PATH is used as it is, else the
+# tools/node/package-lock.json in BUILD/node/node_modules. A Node of at least 22 on PATH (openai asks for it) is used as it is, else the
 # one that tools/requirements-test.txt put into BUILD/venv. Usage: tools/provide_node.sh BUILD
 set -euo pipefail
 
@@ -10,7 +10,7 @@ folder=$(cd "$1/node" && pwd)
 venv=$(cd "$1" && pwd)/venv
 
 major=$(node --version 2>/dev/null | sed -E 's/^v([0-9]+).*/\1/' || true)
-if [ "${major:-0}" -ge 20 ] && command -v npm >/dev/null 2>&1; then
+if [ "${major:-0}" -ge 22 ] && command -v npm >/dev/null 2>&1; then
   ln -sf "$(command -v node)" "$folder/bin/node"
   npm=("$(command -v npm)")
 else
