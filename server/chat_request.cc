@@ -15,17 +15,26 @@ using Json = nlohmann::ordered_json;
 
 // Writing JSON out recurses, and so does a template that walks through it: depth is stack.
 constexpr int kMaxDepth = 64;
+// Objects that keep their order look through all their fields for each new one: without a limit a
+// few megabytes of fields would take a minute.
+constexpr int kMaxFields = 10'000;
 
 // A JSON object; anything else is a violation and gives an empty one.
 Json ParseObject(const std::string& text, const std::string& field, Violations* violations) {
   bool too_deep = false;
-  const auto watch = [&too_deep](int depth, Json::parse_event_t, const Json&) {
+  int fields = 0;
+  const auto watch = [&](int depth, Json::parse_event_t event, const Json&) {
     too_deep = too_deep || depth > kMaxDepth;
-    return !too_deep;
+    if (event == Json::parse_event_t::key) ++fields;
+    return !too_deep && fields <= kMaxFields;
   };
   Json value = Json::parse(text, watch, /*allow_exceptions=*/false);
   if (too_deep) {
     violations->Add(field, absl::StrCat("nests brackets deeper than ", kMaxDepth, " levels"));
+    return Json::object();
+  }
+  if (fields > kMaxFields) {
+    violations->Add(field, absl::StrCat("has more than ", kMaxFields, " fields"));
     return Json::object();
   }
   if (value.is_discarded()) {

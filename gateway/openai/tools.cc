@@ -35,7 +35,8 @@ std::string ToolText(const Json& given, const std::string& path, Problems* probl
 
   Json shown = Json::object();  // what models were trained to read
   for (const auto& [key, value] : body->get_ref<const Json::object_t&>()) {
-    if (key != "strict" && !value.is_null()) shown[key] = value;
+    const bool known = key == "name" || key == "description" || key == "parameters";
+    if (known && !value.is_null()) shown[key] = value;
   }
   return Json{{"type", "function"}, {"function", std::move(shown)}}.dump();
 }

@@ -425,6 +425,10 @@ TEST(ParseObject, HostileBodiesAreRefusedQuickly) {
     EXPECT_NE(error.message.find(c.words), std::string::npos) << error.message;
     EXPECT_LT(error.message.size(), 4000u);
   }
+  const ApiError tool = ErrorOf(ParseChatCompletion(
+      std::string("{") + kHi + R"(, "tools": [{"type": "function", "function": )" + keys + "}]}",
+      TinyFacts()));
+  EXPECT_EQ(tool.param, "tools[0].function.name");
 }
 
 TEST(ParseObject, DepthUpToTheLimitIsFine) {

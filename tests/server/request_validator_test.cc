@@ -3,6 +3,7 @@
 #include <cmath>
 #include <functional>
 
+#include "absl/strings/str_cat.h"
 #include "core/error_details.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
@@ -270,6 +271,10 @@ TEST_F(ValidatorTest, BadChatFieldsAreNamed) {
         }),
         ElementsAre(Pair("chat.messages[0].tool_calls[0].arguments", HasSubstr("deeper than 64"))));
   }
+  std::string many = "{";
+  for (int i = 0; i < 300'000; ++i) many += absl::StrCat("\"k", i, "\":0,");
+  EXPECT_THAT(fields([&](v1::Chat* c) { c->add_tools(many + "\"k\":0}"); }),
+              ElementsAre(Pair("chat.tools[0]", HasSubstr("more than 10000 fields"))));
   EXPECT_THAT(fields([](v1::Chat* c) { c->add_tools("[1]"); }),
               ElementsAre(Pair("chat.tools[0]", HasSubstr("is array"))));
   EXPECT_THAT(fields([](v1::Chat* c) { c->set_template_kwargs("3"); }),
