@@ -24,6 +24,7 @@
 #include "server/served_model.h"
 #include "server/server_metrics.h"
 #include "server/service_context.h"
+#include "server/span_exporter.h"
 #include "server/wire.h"
 #include "server/work_pool.h"
 #include "weir/v1/generate.pb.h"
@@ -75,8 +76,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     {
       std::lock_guard<std::mutex> lock(mutex_);
       done_ = true;
-      context_->metrics->CallEnded(Method::kGenerate, code_);
+      context_->metrics->CallEnded(Method::kGenerate, status_.code());
       if (stream_ != nullptr) use_.AddTokens(stream_->completion_tokens());
+      ReportSpan();
       use_ = AccessKeys::Use();
       last = std::move(self_);
     }
@@ -98,7 +100,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       return Unavailable(
           "the server is shutting down and takes no new requests; try another server", kRetryMs);
     }
-    const int64_t received_us = context_->clock->NowUs();
+    received_us_ = context_->clock->NowUs();
     ASSIGN_OR_RETURN(use_, AdmitCaller(*context_, *rpc_));
     RETURN_IF_ERROR(SetDeadline());
     v1::GenerateRequest message;
@@ -106,7 +108,8 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     const auto bits = Philox(context_->seed, id_);
     const uint64_t seed = uint64_t{bits[0]} << 32 | bits[1];
     ASSIGN_OR_RETURN(request_, ValidateGenerate(message, *context_->model, context_->limits, seed));
-    request_.stream.received_us = received_us;
+    request_.stream.received_us = received_us_;
+    chat_ = request_.source.chat.has_value();
     if (!request_.source.text && !request_.source.chat) {
       return Submit(std::move(request_.request.prompt));
     }
@@ -171,6 +174,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     request.id = id_;
     request.deadline_us = deadline_us_;
     const int32_t prompt_tokens = static_cast<int32_t>(request.prompt.size());
+    prompt_tokens_ = prompt_tokens;
     stream_ =
         std::make_unique<ResponseStream>(request_.stream, prompt_tokens, context_->model->tokenizer,
                                          context_->stream_buffer_tokens, this);
@@ -211,7 +215,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     {
       std::lock_guard<std::mutex> lock(mutex_);
       finishing_ = true;
-      code_ = status.code();
+      status_ = status;
     }
     LogDebug("request r", id_, " refused: ", status.ToString());
     Finish(ToGrpc(status));
@@ -243,7 +247,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
       if (end && !end->more) {
         finishing_ = true;
         const bool lost = end->status.ok() && broken_;
-        code_ = lost ? absl::StatusCode::kCancelled : end->status.code();
+        status_ = lost ? absl::CancelledError("the client went away") : end->status;
         last = ToGrpc(end->status);
         WatchSlowReader();
       }
@@ -255,6 +259,35 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     } else if (last) {
       Finish(*last);
     }
+  }
+
+  // REQUIRES: mutex_ held; from OnDone.
+  void ReportSpan() {
+    if (context_->spans == nullptr) return;
+    const auto header = [this](const char* name) {
+      const auto found = rpc_->client_metadata().find(name);
+      return found == rpc_->client_metadata().end()
+                 ? std::string()
+                 : std::string(found->second.data(), found->second.size());
+    };
+    CallFacts facts;
+    facts.traceparent = header("traceparent");
+    facts.tracestate = header("tracestate");
+    facts.request_id = absl::StrCat("r", id_);
+    facts.chat = chat_;
+    facts.received_us = received_us_;
+    facts.finished_us = context_->clock->NowUs();
+    facts.prompt_tokens = prompt_tokens_;
+    facts.choices = request_.stream.num_choices;
+    facts.status = status_;
+    if (stream_ != nullptr) {
+      facts.completion_tokens = stream_->completion_tokens();
+      if (const std::optional<ResponseStream::End> end = stream_->ended()) {
+        facts.started_us = end->times.started_us;
+        facts.first_token_us = end->times.first_token_us;
+      }
+    }
+    context_->spans->Add(std::move(facts));
   }
 
   // Nobody reads what is left.
@@ -285,7 +318,10 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   grpc::CallbackServerContext* const rpc_;  // until OnDone
   const uint64_t id_;
   AccessKeys::Use use_;      // of the caller's key, until OnDone
+  int64_t received_us_ = 0;  // on the clock
   int64_t deadline_us_ = 0;  // on the clock; 0: none
+  bool chat_ = false;
+  int32_t prompt_tokens_ = 0;
   ValidRequest request_;
   std::unique_ptr<ResponseStream> stream_;  // set before submission, then constant
   std::atomic<bool> submitted_{false};
@@ -297,9 +333,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   bool watching_ = false;
   bool broken_ = false;  // a write failed
   bool done_ = false;
-  absl::StatusCode code_ = absl::StatusCode::kUnknown;
-  grpc::ByteBuffer bytes_;  // of the write in flight
-  int64_t writes_ = 0;      // that are done
+  absl::Status status_ = absl::UnknownError("the call ended by itself");  // as the client is told
+  grpc::ByteBuffer bytes_;                                                // of the write in flight
+  int64_t writes_ = 0;                                                    // that are done
   std::unique_ptr<grpc::Alarm> alarm_;
   std::shared_ptr<GenerateCall> self_;  // until OnDone
 };

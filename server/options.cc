@@ -12,6 +12,7 @@
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
 #include "core/bytes.h"
+#include "server/span_exporter.h"
 
 namespace weir::server {
 namespace {
@@ -185,6 +186,8 @@ void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                           "Also export the main numbers under the names that routers look for."));
   table->push_back(Text("ready-file", &o->ready_file,
                         "File to write once ready: JSON with the addresses and the pid."));
+  table->push_back(Text("otlp-endpoint", &o->otlp_endpoint,
+                        "OpenTelemetry collector for spans, http://HOST:4317 (gRPC); \"\": none."));
   table->push_back(Choice("log-level", &o->log_level, {"debug", "info", "warning", "error"},
                           "Log lines below it are dropped."));
   table->push_back(Bool("reflection", &o->reflection, "Answer gRPC server reflection."));
@@ -228,6 +231,12 @@ std::vector<OptionSpec> OptionTable(ServerOptions* options) {
 absl::Status CheckOptions(const ServerOptions& options) {
   RETURN_IF_ERROR(CheckAddress("grpc", options.grpc));
   if (!options.metrics.empty()) RETURN_IF_ERROR(CheckAddress("metrics", options.metrics));
+  if (!options.otlp_endpoint.empty()) {
+    const absl::Status endpoint = CheckOtlpEndpoint(options.otlp_endpoint);
+    if (!endpoint.ok()) {
+      return absl::InvalidArgumentError(absl::StrCat("otlp-endpoint: ", endpoint.message()));
+    }
+  }
   if (options.grpc_tls_cert.empty() != options.grpc_tls_key.empty()) {
     return absl::InvalidArgumentError(
         "grpc-tls-cert and grpc-tls-key: TLS needs both; one of them is missing");

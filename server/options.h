@@ -18,8 +18,9 @@ struct ServerOptions {
   std::string grpc = "127.0.0.1:50051";
   std::string metrics = "127.0.0.1:9464";
   std::string metrics_compat = "none";
-  std::string ready_file;  // empty: none
-  std::string api_keys;    // file of core/access_keys.h; empty: everybody may call
+  std::string ready_file;     // empty: none
+  std::string otlp_endpoint;  // of a trace collector; empty: no tracing
+  std::string api_keys;       // file of core/access_keys.h; empty: everybody may call
   // PEM files of the gRPC port; empty: no TLS, no client certificates.
   std::string grpc_tls_cert;
   std::string grpc_tls_key;

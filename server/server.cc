@@ -28,6 +28,7 @@
 #include "server/server_metrics.h"
 #include "server/service_context.h"
 #include "server/services.h"
+#include "server/span_exporter.h"
 #include "server/tls.h"
 #include "server/vllm_metrics.h"
 #include "server/watchdog.h"
@@ -79,7 +80,8 @@ void QuietLibraries() {
 }  // namespace
 
 struct Server::Impl {
-  std::unique_ptr<AccessKeys> keys;  // outlives every call
+  std::unique_ptr<AccessKeys> keys;     // outlives every call
+  std::unique_ptr<SpanExporter> spans;  // too
   ServiceContext context;
   scheduler::Scheduler* scheduler = nullptr;
   std::unique_ptr<ServerMetrics> metrics;
@@ -188,6 +190,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl->context.own_secret = NewSecret();
   impl->metrics = std::make_unique<ServerMetrics>(*model, registry);
   if (options.metrics_compat == "vllm") ExportVllmMetrics(*model, registry);
+  if (!options.otlp_endpoint.empty()) {
+    ASSIGN_OR_RETURN(impl->spans,
+                     SpanExporter::Start(options.otlp_endpoint, model->name, clock, registry));
+  }
+  impl->context.spans = impl->spans.get();
   impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
                                                static_cast<size_t>(options.max_waiting_texts),
                                                static_cast<size_t>(options.max_waiting_text_bytes));

@@ -19,6 +19,7 @@ class Scheduler;
 namespace weir::server {
 
 class ServerMetrics;
+class SpanExporter;
 class WorkPool;
 struct ServedModel;
 
@@ -29,6 +30,7 @@ struct ServiceContext {
   AccessKeys* keys = nullptr;  // null: everybody may call
   std::string own_secret;      // see caller.h; random
   ServerMetrics* metrics = nullptr;
+  SpanExporter* spans = nullptr;      // null: no tracing
   WorkPool* text_pool = nullptr;      // templates and tokenizing; bounded
   WorkPool* delivery_pool = nullptr;  // tokens to events; one task per stream at most
   RequestLimits limits;

@@ -27,6 +27,7 @@ void ExpectListedAsExported(const std::string& metrics_compat,
   TestServer::Options options;
   options.model = TestModel();
   options.server.metrics_compat = metrics_compat;
+  options.server.otlp_endpoint = "127.0.0.1:1";  // with all that is exported on request
   TestServer server(options);
   std::set<std::string> exported;
   for (const auto& [name, help] : server.registry().Families()) {
