@@ -2,104 +2,18 @@
 
 #include <algorithm>
 #include <limits>
-#include <utility>
 
-#include "absl/strings/ascii.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
-#include "absl/strings/str_replace.h"
 #include "absl/strings/string_view.h"
 #include "absl/time/time.h"
-#include "core/bytes.h"
+#include "server/http_options.h"
+#include "server/option_kinds.h"
 #include "server/span_exporter.h"
 
 namespace weir::server {
 namespace {
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
-
-absl::string_view ToAbsl(std::string_view text) { return {text.data(), text.size()}; }
-
-OptionSpec Text(std::string name, std::string* target, std::string help) {
-  return {std::move(name), std::move(help), *target, "text", [target](std::string_view text) {
-            *target = std::string(text);
-            return absl::OkStatus();
-          }};
-}
-
-OptionSpec Choice(std::string name, std::string* target, std::vector<std::string> allowed,
-                  std::string help) {
-  std::string kind = absl::StrJoin(allowed, "|");
-  auto set = [target, allowed = std::move(allowed)](std::string_view text) {
-    if (std::find(allowed.begin(), allowed.end(), text) == allowed.end()) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", ToAbsl(text), "\" is none of ", absl::StrJoin(allowed, ", ")));
-    }
-    *target = std::string(text);
-    return absl::OkStatus();
-  };
-  return {std::move(name), std::move(help), *target, std::move(kind), std::move(set)};
-}
-
-OptionSpec Bool(std::string name, bool* target, std::string help) {
-  auto set = [target](std::string_view text) {
-    if (text != "true" && text != "false") {
-      return absl::InvalidArgumentError(
-          absl::StrCat("\"", ToAbsl(text), "\" is neither true nor false"));
-    }
-    *target = text == "true";
-    return absl::OkStatus();
-  };
-  return {std::move(name), std::move(help), *target ? "true" : "false", "true|false",
-          std::move(set)};
-}
-
-OptionSpec Integer(std::string name, int64_t* target, int64_t least, int64_t most,
-                   std::string help) {
-  auto set = [target, least, most](std::string_view text) {
-    int64_t value = 0;
-    if (!absl::SimpleAtoi(ToAbsl(text), &value)) {
-      return absl::InvalidArgumentError(absl::StrCat("\"", ToAbsl(text), "\" is no whole number"));
-    }
-    if (value < least || value > most) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(value, " is out of range; allowed: ", least, " to ", most));
-    }
-    *target = value;
-    return absl::OkStatus();
-  };
-  return {std::move(name), std::move(help), absl::StrCat(*target), "integer", std::move(set)};
-}
-
-OptionSpec Bytes(std::string name, int64_t* target, int64_t least, int64_t most, std::string help) {
-  auto set = [target, least, most](std::string_view text) -> absl::Status {
-    ASSIGN_OR_RETURN(const int64_t value, ParseBytes(text));
-    if (value < least || value > most) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(FormatBytes(value), " is out of range; allowed: ", FormatBytes(least),
-                       " to ", FormatBytes(most)));
-    }
-    *target = value;
-    return absl::OkStatus();
-  };
-  std::string shown =
-      absl::StrReplaceAll(*target == 0 ? std::string("0") : FormatBytes(*target), {{" ", ""}});
-  return {std::move(name), std::move(help), std::move(shown), "bytes", std::move(set)};
-}
-
-OptionSpec Duration(std::string name, int64_t* target, int64_t least_us, std::string help) {
-  auto set = [target, least_us](std::string_view text) -> absl::Status {
-    ASSIGN_OR_RETURN(const int64_t value, ParseDurationUs(text));
-    if (value < least_us) {
-      return absl::InvalidArgumentError(
-          absl::StrCat(ToAbsl(text), " is too short; at least ", FormatDurationUs(least_us)));
-    }
-    *target = value;
-    return absl::OkStatus();
-  };
-  return {std::move(name), std::move(help), FormatDurationUs(*target), "duration", std::move(set)};
-}
 
 void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Text("model", &o->model, "Model folder (on the command line: the argument)."));
@@ -204,24 +118,13 @@ void AddProcessOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
       Duration("drain-time", &o->drain_us, 0, "What runs may go on this long after SIGTERM."));
 }
 
-absl::Status CheckAddress(std::string_view name, const std::string& address) {
-  const size_t colon = address.rfind(':');
-  int port = -1;
-  if (colon == std::string::npos || colon == 0 ||
-      !absl::SimpleAtoi(address.substr(colon + 1), &port) || port < 0 || port > 65535) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(ToAbsl(name), ": \"", address,
-                     "\" is no address; write host:port, such as 127.0.0.1:50051 or [::]:50051"));
-  }
-  return absl::OkStatus();
-}
-
 }  // namespace
 
 std::vector<OptionSpec> OptionTable(ServerOptions* options) {
   std::vector<OptionSpec> table;
   AddProcessOptions(options, &table);
   AddAccessOptions(options, &table);
+  AddHttpOptions(&options->http, &table);
   AddModelOptions(options, &table);
   AddSchedulingOptions(options, &table);
   AddCallOptions(options, &table);
@@ -245,6 +148,7 @@ absl::Status CheckOptions(const ServerOptions& options) {
     return absl::InvalidArgumentError(
         "grpc-client-ca: client certificates need TLS; give grpc-tls-cert and grpc-tls-key too");
   }
+  RETURN_IF_ERROR(CheckHttpOptions(options.http));
   if (options.memory_bytes > 0 && options.slots > 0 && options.kv_pages > 0) {
     return absl::InvalidArgumentError(
         "memory: slots and kv-pages already say how much memory is used; leave one of the three "
@@ -264,18 +168,19 @@ absl::Status CheckOptions(const ServerOptions& options) {
 }
 
 absl::StatusOr<int64_t> ParseDurationUs(std::string_view text) {
+  const absl::string_view shown(text.data(), text.size());
   std::string compact(text);
   compact.erase(std::remove(compact.begin(), compact.end(), ' '), compact.end());
   absl::Duration duration;
   if (!absl::ParseDuration(compact, &duration)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", ToAbsl(text),
+        absl::StrCat("\"", shown,
                      "\" is no duration; write a number and a unit, such as 30s, "
                      "250ms or 5m"));
   }
   if (duration < absl::ZeroDuration() || duration > absl::Hours(24 * 366)) {
     return absl::InvalidArgumentError(
-        absl::StrCat("\"", ToAbsl(text), "\" is out of range; allowed: 0 to 8784h"));
+        absl::StrCat("\"", shown, "\" is out of range; allowed: 0 to 8784h"));
   }
   return absl::ToInt64Microseconds(duration);
 }

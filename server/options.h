@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/status.h"
+#include "gateway/options.h"
 
 namespace weir::server {
 
@@ -27,6 +28,8 @@ struct ServerOptions {
   std::string grpc_client_ca;
   std::string log_level = "info";
   bool reflection = true;
+
+  gateway::Options http;  // the HTTP door
 
   // The model and its memory; 0: chosen by the model or by what the machine has.
   std::string device = "auto";

@@ -7,7 +7,7 @@ packages=(
   build-essential cmake ninja-build ccache pkg-config curl ca-certificates
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev libre2-dev
   libc-ares-dev zlib1g-dev libssl-dev prometheus-cpp-dev libyaml-cpp-dev libspdlog-dev libcli11-dev
-  nlohmann-json3-dev libxxhash-dev libgtest-dev libgmock-dev libbenchmark-dev
+  nlohmann-json3-dev libboost1.81-dev libxxhash-dev libgtest-dev libgmock-dev libbenchmark-dev
   python3 python3-venv
 )
 if [ "${1:-}" = "--dev" ]; then

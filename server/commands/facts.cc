@@ -98,7 +98,8 @@ void PrintServerFacts(const ServerOptions& options, const model::ModelInfo& info
 }
 
 void PrintListening(const std::string& program, const ServedModel& served,
-                    const std::string& grpc_address, const std::string& metrics_address) {
+                    const std::string& grpc_address, const std::string& http_url,
+                    const std::string& metrics_address) {
   std::string example = absl::StrCat(program, " generate --server ", grpc_address);
   if (served.tokenizer == nullptr) {
     absl::StrAppend(&example, " --tokens 1,2,3");
@@ -107,11 +108,12 @@ void PrintListening(const std::string& program, const ServedModel& served,
   } else {
     example = absl::StrCat(program, " chat --server ", grpc_address);
   }
-  std::printf("Serving gRPC on %s%s\nTry, in another terminal:  %s\n", grpc_address.c_str(),
+  std::printf("Serving gRPC on %s%s\n", grpc_address.c_str(),
               metrics_address.empty()
                   ? ""
-                  : absl::StrCat(", metrics on http://", metrics_address, "/metrics").c_str(),
-              example.c_str());
+                  : absl::StrCat(", metrics on http://", metrics_address, "/metrics").c_str());
+  if (!http_url.empty()) std::printf("OpenAI API and web page on %s\n", http_url.c_str());
+  std::printf("Try, in another terminal:  %s\n", example.c_str());
   std::fflush(stdout);
 }
 

@@ -14,9 +14,10 @@ namespace weir::server {
 void PrintServerFacts(const ServerOptions& options, const model::ModelInfo& info,
                       const ServedModel& served);
 
-// Two lines on stdout: where it listens, and a command to try that works as it is printed.
-// `program` is how this binary was called.
+// A few lines on stdout: where it listens, and a command to try that works as it is printed.
+// `program` is how this binary was called; `http_url` is empty without the HTTP door.
 void PrintListening(const std::string& program, const ServedModel& served,
-                    const std::string& grpc_address, const std::string& metrics_address);
+                    const std::string& grpc_address, const std::string& http_url,
+                    const std::string& metrics_address);
 
 }  // namespace weir::server

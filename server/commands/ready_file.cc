@@ -22,16 +22,19 @@ absl::Status ReadyFile::CheckWritable(const std::string& path) {
   return errno == ENOENT ? absl::NotFoundError(sentence) : absl::PermissionDeniedError(sentence);
 }
 
-absl::Status ReadyFile::Write(const std::string& path, const std::string& grpc_address,
-                              const std::string& metrics_address) {
+absl::Status ReadyFile::Write(const std::string& path, const Addresses& addresses) {
   if (path.empty()) return absl::OkStatus();
   nlohmann::ordered_json json;
-  json["grpc"] = grpc_address;
-  if (metrics_address.empty()) {
-    json["metrics"] = nullptr;
-  } else {
-    json["metrics"] = metrics_address;
-  }
+  const auto put = [&json](const char* name, const std::string& address) {
+    if (address.empty()) {
+      json[name] = nullptr;
+    } else {
+      json[name] = address;
+    }
+  };
+  put("grpc", addresses.grpc);
+  put("http", addresses.http);
+  put("metrics", addresses.metrics);
   json["pid"] = getpid();
   const std::string next = absl::StrCat(path, ".", getpid(), ".tmp");
   std::ofstream file(next, std::ios::trunc);

@@ -13,10 +13,13 @@ class ReadyFile {
   // path is no file.
   static absl::Status CheckWritable(const std::string& path);
 
-  // Writes {"grpc": ADDRESS, "metrics": ADDRESS or null, "pid": N} at once and whole. Nothing
-  // without a path.
-  static absl::Status Write(const std::string& path, const std::string& grpc_address,
-                            const std::string& metrics_address);
+  // Where a server listens, "host:port"; empty: it does not.
+  struct Addresses {
+    std::string grpc, http, metrics;
+  };
+  // Writes {"grpc": ADDRESS or null, "http": ..., "metrics": ..., "pid": N} at once and whole.
+  // Nothing without a path.
+  static absl::Status Write(const std::string& path, const Addresses& addresses);
   // The server is not ready any more.
   static void Remove(const std::string& path);
 };

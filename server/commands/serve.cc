@@ -17,6 +17,7 @@
 #include "core/log.h"
 #include "server/commands/commands.h"
 #include "server/commands/facts.h"
+#include "server/commands/http_door.h"
 #include "server/commands/progress.h"
 #include "server/commands/ready_file.h"
 #include "server/commands/stack.h"
@@ -120,9 +121,10 @@ class StopSignals {
   std::shared_ptr<State> state_;
 };
 
-// SIGHUP: the log level of the configuration file, and the API keys. What cannot be read stays as
-// it is. TLS files need no signal: they are read again when they change.
-void ReadAgain(const ServeArguments& arguments, Server* server) {
+// SIGHUP: the log level of the configuration file, the API keys, HTTP's certificates and its log.
+// What cannot be read stays as it is. TLS files need no signal: they are read again when they
+// change.
+void ReadAgain(const ServeArguments& arguments, Server* server, gateway::Gateway* door) {
   ServeArguments fresh;
   fresh.table = OptionTable(&fresh.options);
   fresh.config = arguments.config;
@@ -134,6 +136,8 @@ void ReadAgain(const ServeArguments& arguments, Server* server) {
   fresh.model = arguments.model;
   const absl::Status status = Resolve(&fresh);
   if (!status.ok()) LogError("SIGHUP: the settings stay as they are: ", status.message());
+  const absl::Status reloaded = door == nullptr ? absl::OkStatus() : door->Reload();
+  if (!reloaded.ok()) LogError("SIGHUP: HTTP stays as it is: ", reloaded.message());
   if (server->keys() == nullptr) {
     LogInfo("SIGHUP: log level ", fresh.options.log_level);
     return;
@@ -153,6 +157,7 @@ absl::Status Serve(const std::string& program, const ServeArguments& arguments) 
   RETURN_IF_ERROR(CheckCanListen("gRPC", options.grpc));
   RETURN_IF_ERROR(
       CheckTlsFiles({options.grpc_tls_cert, options.grpc_tls_key, options.grpc_client_ca}));
+  if (!options.http.http.empty()) RETURN_IF_ERROR(CheckCanListen("HTTP", options.http.http));
   if (!options.metrics.empty()) RETURN_IF_ERROR(CheckCanListen("metrics", options.metrics));
   RETURN_IF_ERROR(ReadyFile::CheckWritable(options.ready_file));
 
@@ -165,16 +170,23 @@ absl::Status Serve(const std::string& program, const ServeArguments& arguments) 
     ASSIGN_OR_RETURN(const int port, stack->registry().Expose(options.metrics));
     metrics_address = WithPort(options.metrics, port);
   }
+  ASSIGN_OR_RETURN(const HttpDoor door, OpenHttpDoor(options, stack.get()));
   PrintServerFacts(options, stack->info(), stack->served());
   signals.Ready();
-  RETURN_IF_ERROR(ReadyFile::Write(options.ready_file, stack->server().address(), metrics_address));
-  PrintListening(program, stack->served(), stack->server().address(), metrics_address);
+  const std::string& grpc_address = stack->server().address();
+  RETURN_IF_ERROR(
+      ReadyFile::Write(options.ready_file, {grpc_address, door.address(), metrics_address}));
+  PrintListening(program, stack->served(), grpc_address, door.url(), metrics_address);
 
-  const int signal = signals.Wait([&] { ReadAgain(arguments, &stack->server()); });
+  const int signal =
+      signals.Wait([&] { ReadAgain(arguments, &stack->server(), door.gateway.get()); });
   LogInfo(signal == SIGINT ? "SIGINT" : "SIGTERM",
           ": no new requests from now on; a second one ends at once");
   ReadyFile::Remove(options.ready_file);
+  if (door.gateway != nullptr) door.gateway->BeginDrain();
   stack->server().Drain(options.drain_us);
+  // Every generation has its end; the last bytes are on their way to the clients.
+  if (door.gateway != nullptr) door.gateway->WaitIdle(options.slow_reader_us);
   LogInfo("drained");
   return absl::OkStatus();
 }
@@ -184,7 +196,7 @@ absl::Status Serve(const std::string& program, const ServeArguments& arguments) 
 void AddServeCommand(CLI::App& app, int* exit_code) {
   auto arguments = std::make_shared<ServeArguments>();
   arguments->table = OptionTable(&arguments->options);
-  CLI::App* serve = app.add_subcommand("serve", "Serve a model over gRPC");
+  CLI::App* serve = app.add_subcommand("serve", "Serve a model over gRPC and HTTP");
   serve->add_option("MODEL_DIR", arguments->model, "Model folder");
   serve->add_option(
       "--config", arguments->config,

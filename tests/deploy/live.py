@@ -86,7 +86,7 @@ class Weir:
         ready = folder / "ready.json"
         self._log = open(folder / "weir.log", "w")
         self.process = subprocess.Popen(
-            [str(self.binary), "serve", str(ROOT / "models/weir-tiny"), "--device", "cpu", "--grpc", "127.0.0.1:0",
+            [str(self.binary), "serve", str(ROOT / "models/weir-tiny"), "--device", "cpu", "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0",
              "--metrics", "127.0.0.1:0", "--ready-file", str(ready), *flags],
             stdout=self._log, stderr=subprocess.STDOUT)
         self.ready = wait_for("weir serve", lambda: json.loads(ready.read_text()), self.process)

@@ -120,8 +120,8 @@ Ran RunProgram(const std::vector<std::string>& arguments, const std::string& inp
 
 ServerProcess::ServerProcess(std::vector<std::string> flags, std::string model)
     : ready_file_(UniquePath("ready")), out_(UniquePath("out")), err_(UniquePath("err")) {
-  std::vector<std::string> arguments = {WeirBinary(),  "serve",        model,
-                                        "--grpc",      "127.0.0.1:0",  "--metrics",
+  std::vector<std::string> arguments = {WeirBinary(),  "serve",        model,         "--grpc",
+                                        "127.0.0.1:0", "--metrics",    "127.0.0.1:0", "--http",
                                         "127.0.0.1:0", "--ready-file", ready_file_};
   arguments.insert(arguments.end(), flags.begin(), flags.end());
   const int out = Open(out_), err = Open(err_);
@@ -138,6 +138,7 @@ ServerProcess::ServerProcess(std::vector<std::string> flags, std::string model)
   }
   const auto json = nlohmann::json::parse(ReadWhole(ready_file_));
   grpc_address_ = json["grpc"].get<std::string>();
+  if (json["http"].is_string()) http_address_ = json["http"].get<std::string>();
   if (json["metrics"].is_string()) metrics_address_ = json["metrics"].get<std::string>();
   EXPECT_EQ(json["pid"].get<int>(), pid_);
   grpc::ChannelArguments channel_arguments;

@@ -34,12 +34,13 @@ Ran RunProgram(const std::vector<std::string>& arguments, const std::string& inp
 
 class ServerProcess {
  public:
-  // `weir serve MODEL --grpc 127.0.0.1:0 --metrics 127.0.0.1:0 --ready-file ... flags`; returns
-  // when the ready file is there. Fails the test when the process ends before.
+  // `weir serve MODEL --grpc 127.0.0.1:0 --metrics 127.0.0.1:0 --http 127.0.0.1:0 --ready-file ...
+  // flags`; returns when the ready file is there. Fails the test when the process ends before.
   explicit ServerProcess(std::vector<std::string> flags = {}, std::string model = TinyModel());
   ~ServerProcess();  // kills what still runs
 
   const std::string& grpc_address() const { return grpc_address_; }
+  const std::string& http_address() const { return http_address_; }
   const std::string& metrics_address() const { return metrics_address_; }
   const std::string& ready_file() const { return ready_file_; }
   pid_t pid() const { return pid_; }
@@ -62,7 +63,7 @@ class ServerProcess {
   std::string ready_file_, out_, err_;
   pid_t pid_ = -1;
   std::optional<int> exit_code_;
-  std::string grpc_address_, metrics_address_;
+  std::string grpc_address_, http_address_, metrics_address_;
   std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::GenerationService::Stub> generation_;
 };

@@ -13,7 +13,8 @@ namespace {
 using ::testing::HasSubstr;
 
 Ran Serve(std::vector<std::string> arguments) {
-  std::vector<std::string> all = {WeirBinary(), "serve", "--grpc", "127.0.0.1:0", "--metrics", ""};
+  std::vector<std::string> all = {WeirBinary(), "serve", "--grpc",    "127.0.0.1:0",
+                                  "--http",     "",      "--metrics", ""};
   all.insert(all.end(), arguments.begin(), arguments.end());
   return RunProgram(all, "", {}, 30);
 }

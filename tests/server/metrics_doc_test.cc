@@ -3,6 +3,7 @@
 #include <set>
 #include <string>
 
+#include "gateway/http_metrics.h"
 #include "gtest/gtest.h"
 #include "tests/server/test_model.h"
 #include "tests/server/test_server.h"
@@ -29,6 +30,8 @@ void ExpectListedAsExported(const std::string& metrics_compat,
   options.server.metrics_compat = metrics_compat;
   options.server.otlp_endpoint = "127.0.0.1:1";  // with all that is exported on request
   TestServer server(options);
+  gateway::HttpMetrics http(&server.registry());
+  http.AddBackend("in-process");
   std::set<std::string> exported;
   for (const auto& [name, help] : server.registry().Families()) {
     exported.insert(name);

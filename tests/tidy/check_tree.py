@@ -27,6 +27,7 @@ ONLY_HEADERS = {
     ("model", "cache"): {"cache/layout.h"},
     ("model", "scheduler"): {"scheduler/executor.h", "scheduler/sampling_params.h"},
     ("server", "cache"): {"cache/layout.h"},
+    ("server", "gateway"): {"gateway/options.h"},
 }
 # The composition root may include everything.
 ROOT_FILES = re.compile(r"^server/(main\.cc|commands/)")
