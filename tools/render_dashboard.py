@@ -22,7 +22,8 @@ import matplotlib.pyplot as plt  # noqa: E402
 IMAGES = {
     "dashboard-latency": ["Now", "Latency", "Throughput"],
     "dashboard-scheduler": ["Scheduler", "Step time"],
-    "dashboard-errors": ["Memory", "Errors", "Text and process"],
+    "dashboard-errors": ["Memory", "Errors"],
+    "dashboard-http": ["HTTP door", "Text and process"],
 }
 COLORS = ["#7eb26d", "#eab839", "#6ed0e0", "#ef843c", "#e24d42", "#1f78c1", "#ba43a9", "#705da0", "#508642"]
 BACKGROUND, PANEL, TEXT, GRID = "#111217", "#181b1f", "#ccccdc", "#2c3235"
@@ -40,6 +41,7 @@ SCALES = {
     "s": [(1, "s"), (1e-3, "ms"), (1e-6, "µs")],
     "bytes": [(2**30, "GiB"), (2**20, "MiB"), (2**10, "KiB"), (1, "B")],
     "percentunit": [(0.01, "%")],
+    "Bps": [(1e6, "MB/s"), (1e3, "kB/s"), (1, "B/s")],
     "reqps": [(1, "req/s")],
     "ops": [(1, "ops/s")],
     "short": [(1e6, "M"), (1e3, "k"), (1, "")],

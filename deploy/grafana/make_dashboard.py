@@ -111,15 +111,36 @@ ROWS = [
         ("Ended early per second", "line", "reqps", 6, "By why, and whether they had begun to run.",
          [(rate("weir_requests_cancelled_total", by="reason, phase") + " > 0", "{{reason}}, {{phase}}")]),
     ]),
+    ("HTTP door", [
+        ("HTTP requests per second, by path", "line", "reqps", 6, "Of servers and gateways.",
+         [(rate("weir_http_requests_total", by="path") + " > 0", "{{path}}")]),
+        ("HTTP answers other than 200", "line", "reqps", 6, "Per second, by status. 499: the client left.",
+         [(rate("weir_http_requests_total", 'status!="200"', "status") + " > 0", "{{status}}")]),
+        ("First token through HTTP", "line", "s", 6, "From the request's header to the first token.",
+         quantiles("weir_http_time_to_first_token_seconds", of=(0.5, 0.99))),
+        ("HTTP request", "line", "s", 6, "From the request's header to the end of the answer: 99 % of those of each path.",
+         quantiles("weir_http_request_seconds", of=(0.99,), by="path")),
+        ("HTTP connections", "line", "short", 6, "Open ones, requests being answered, connections refused per second.",
+         [(total("weir_http_connections"), "open"), (total("weir_http_requests_in_flight"), "in flight"),
+          (rate("weir_http_connections_total", 'outcome="refused"'), "refused/s")]),
+        ("HTTP bytes per second", "line", "Bps", 6, "Headers included.",
+         [(rate("weir_http_received_bytes_total"), "received"), (rate("weir_http_sent_bytes_total"), "sent")]),
+        ("Servers behind the door", "line", "short", 6, "1: takes calls. A gateway has several, a server itself.",
+         [(f"min by (backend) (weir_http_backend_healthy{{{SELECT}}})", "{{backend}}")]),
+        ("Repeated, log lines dropped", "line", "ops", 6, "Generations that went to another server before they began; lost lines of the access log.",
+         [(rate("weir_http_retries_total"), "repeated"), (rate("weir_http_access_log_dropped_total"), "lines dropped")]),
+    ]),
     ("Text and process", [
-        ("Templates and tokenizing", "line", "s", 6, "Waiting for a text thread, and the work itself. 99 % of the prompts.",
+        ("Templates and tokenizing", "line", "s", 5, "Waiting for a text thread, and the work itself. 99 % of the prompts.",
          [*[(q, "wait " + n) for q, n in quantiles("weir_text_wait_seconds", of=(0.99,))],
           *[(q, "work " + n) for q, n in quantiles("weir_text_seconds", of=(0.99,))]]),
-        ("CPU", "line", "short", 6, "Cores used.",
+        ("CPU", "line", "short", 5, "Cores used.",
          [(f"rate(process_cpu_seconds_total{{{SELECT}}}[{RATE}])", "{{instance}}")]),
-        ("Open files", "line", "short", 6, "Connections are files too.",
+        ("Open files", "line", "short", 5, "Connections are files too.",
          [(f"process_open_fds{{{SELECT}}}", "{{instance}}")]),
-        ("Up since", "stat", "dateTimeFromNow", 6, "Start of the youngest process.",
+        ("Spans per second", "line", "ops", 5, "Of OpenTelemetry, where it is on: sent, failed, dropped.",
+         [(rate("weir_trace_spans_total", by="result"), "{{result}}")]),
+        ("Up since", "stat", "dateTimeFromNow", 4, "Start of the youngest process.",
          [(f"max(process_start_time_seconds{{{SELECT}}}) * 1000", "")]),
     ]),
 ]
@@ -190,8 +211,17 @@ def dashboard() -> dict:
     }
 
 
+def written(board: dict) -> str:
+    """A panel per line: small, and a change shows as the lines that it changed."""
+    compact = {"ensure_ascii": False, "separators": (",", ":")}
+    panels = ",\n".join(json.dumps(panel, **compact) for panel in board["panels"])
+    rest = json.dumps({**board, "panels": []}, **compact)
+    assert rest.endswith('"panels":[]}')
+    return f"{rest[:-2]}\n{panels}\n]}}\n"
+
+
 def main() -> int:
-    text = json.dumps(dashboard(), indent=1, ensure_ascii=False) + "\n"
+    text = written(dashboard())
     file = HERE / "weir.json"
     if "--check" in sys.argv[1:]:
         if not file.exists() or file.read_text() != text:

@@ -3,6 +3,7 @@ real Prometheus that scrapes it. Used by test_dashboard.py and by tools/render_d
 
 import concurrent.futures
 import contextlib
+import http.client
 import json
 import os
 import pathlib
@@ -134,13 +135,38 @@ def cause_errors(build: pathlib.Path, address: str, end: float) -> None:
             time.sleep(0.05)
 
 
+def call_http(address: str, end: float) -> None:
+    """What clients of the HTTP door do, well and badly, again and again until `end` (time.monotonic)."""
+
+    def ask(method: str, path: str, body: str = "", read: int | None = None) -> None:
+        connection = http.client.HTTPConnection(address, timeout=10)
+        connection.request(method, path, body, {"Content-Type": "application/json"} if body else {})
+        connection.getresponse().read(read)
+        connection.close()
+
+    def chat(tokens: int, **more) -> str:
+        return json.dumps({"model": "weir-tiny", "messages": [{"role": "user", "content": "What is 2 + 3?"}],
+                           "max_tokens": tokens, **more})
+
+    while time.monotonic() < end:
+        ask("POST", "/v1/chat/completions", chat(24))
+        ask("POST", "/v1/chat/completions", chat(24, stream=True))
+        ask("POST", "/v1/chat/completions", chat(4000, stream=True, ignore_eos=True), read=200)  # then leaves
+        ask("POST", "/v1/completions", json.dumps({"model": "weir-tiny", "prompt": "Once", "max_tokens": 8}))
+        ask("POST", "/v1/chat/completions", "{no JSON")
+        ask("GET", "/nowhere")
+        ask("GET", "/v1/models")
+        time.sleep(0.05)
+
+
 @contextlib.contextmanager
 def loaded_server(build: pathlib.Path, seconds: float):
     """Yields (prometheus, begin, end): a server that was under load from begin to end, both in Unix time."""
     with tempfile.TemporaryDirectory(prefix="weir-live-") as name, contextlib.ExitStack() as cleanup:
         folder = pathlib.Path(name)
         weir = Weir(build, folder, "--slots", "8", "--step-sequences", "8", "--threads", "1",
-                    "--max-queued-requests", "12", "--metrics-compat", "vllm")
+                    "--max-queued-requests", "12", "--metrics-compat", "vllm",
+                    "--otlp-endpoint", f"http://127.0.0.1:{free_port()}")
         cleanup.callback(weir.stop)
         metrics = weir.ready["metrics"]
         prometheus = Prometheus(folder, [metrics])
@@ -148,12 +174,14 @@ def loaded_server(build: pathlib.Path, seconds: float):
         begin = time.time()
         steady = weir.bench("--clients", "12", "--prompt-tokens", "96", "--output-tokens", "48", "--seconds",
                             str(seconds))
-        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
             errors = pool.submit(cause_errors, build, weir.ready["grpc"], time.monotonic() + seconds)
+            door = pool.submit(call_http, weir.ready["http"], time.monotonic() + seconds)
             time.sleep(seconds / 2)
             crowd = weir.bench("--clients", "30", "--prompt-tokens", "32", "--output-tokens", "16", "--seconds",
                                str(seconds / 3))
             errors.result()
+            door.result()
         for load in (steady, crowd):
             load.wait(60)
         # The last numbers are scraped and the rules have seen them.

@@ -134,7 +134,7 @@ def main() -> int:
         file = root / path
         if not file.is_file():
             continue
-        total_bytes += file.stat().st_size
+        total_bytes += file.lstat().st_size  # of a link: of the link
         if not path.endswith((".cc", ".h", ".cu", ".cuh", ".rs", ".py", ".proto", ".sh")):
             continue
         lines = file.read_text(encoding="utf-8", errors="replace").splitlines()
