@@ -195,6 +195,16 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
       ProxyFence();
       NamedBarrier(1, kGroups * kGroup);
     }
+    const float end = decay[kChunk - 1];
+    const auto decay_state = [&] {
+#pragma unroll
+      for (int i = 0; i < kK / 2; ++i) s[i] *= end;
+    };
+    // While Q S is under way alone the compiler would wait for it before it touched the state.
+    if (!kDelta) {
+      decay_state();
+      Pin(s);
+    }
     // A first product on the way while the outputs of the chunk before leave: K S, or Q S where
     // there is none.
     float x[32];
@@ -250,25 +260,23 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
       }
       if (kAlone) MmaCommit();
     }
-    // O so far, once Q S is there.
+    // O so far, once Q S is there: where there is no K S its registers are free for it.
+    float(&y)[32] = kDelta ? o : x;
     const auto scale_output = [&] {
-      Pin(o);
-      Pin(x);
+      Pin(y);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
         const float2 e = gates(scaled_decay, i);
-        o[2 * i] = (kDelta ? o : x)[2 * i] * e.x;
-        o[2 * i + 1] = (kDelta ? o : x)[2 * i + 1] * e.y;
+        y[2 * i] *= e.x;
+        y[2 * i + 1] *= e.y;
       }
     };
     if (!kAlone && !kDelta) {
       MmaWait<0>();
       scale_output();
     }
-    const float end = decay[kChunk - 1];
-#pragma unroll
-    for (int i = 0; i < kK / 2; ++i) s[i] *= end;
     if (kDelta) {
+      decay_state();
       MmaWait<kAlone ? 1 : 0>();
       Pin(x);
       const int4 flags = *reinterpret_cast<const int4*>(at + S::kFlags);
@@ -304,18 +312,18 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
     if (kAlone) MmaWait<1>();  // Q S
     if (kAlone || kDelta) scale_output();
     Pin(vb);
-    Pin(o);
+    Pin(y);
     MmaFence();
 #pragma unroll
-    for (int i = 0; i < 4; ++i) Mma<false>(o, vb + 4 * i, RowTile(at) + i * kRowTileStep);
+    for (int i = 0; i < 4; ++i) Mma<false>(y, vb + 4 * i, RowTile(at) + i * kRowTileStep);
     MmaCommit();
     MmaWait<1>();  // the state
     Pin(s);
 #pragma unroll
     for (int i = 0; i < kK / 4; ++i) sb[i] = PackBf16(s[2 * i], s[2 * i + 1]);
     MmaWait<0>();
-    Pin(o);
-    PackOutput(ob, o);
+    Pin(y);
+    PackOutput(ob, y);
     BarrierArrive(&empty[stage]);
     if (++stage == stage_count) stage = 0, ++round;
   }
