@@ -42,7 +42,7 @@ void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
 void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Integer("step-tokens", &o->step_tokens, 0, 1 << 20,
                            "Tokens in one step, prefill and decode together; 0: 512 on a CPU, "
-                           "8192 on a GPU."));
+                           "8192 on a GPU, 16384 on one of 60 GiB or more."));
   table->push_back(Integer("step-sequences", &o->step_sequences, 0, 1 << 16,
                            "Sequences in one step; 0: 64 on a CPU, 256 on a GPU."));
   table->push_back(Integer("prefill-chunk", &o->prefill_chunk_tokens, 0, 1 << 20,
