@@ -2,7 +2,7 @@
 
     tiny_expected.py --corpus ../shared/corpus models/weir-tiny
 
-Four prompts of 1, 5, 13 and 40 tokens (a row of logits is 32 kB, and the file is in the repository);
+Four prompts of 1, 5, 13 and 16 tokens (a row of logits is 32 kB, and the file is in the repository);
 logits of tools/hybrid_reference.py in float32 from the bf16 weights, and 56 tokens of greedy continuation
 of the first three. The last prompt is the beginning of a longer one: its logits are as good alone.
 """
@@ -21,7 +21,7 @@ from tiny.corpus import Corpus, read_corpus
 from tiny.vocabulary import load_tokenizer
 
 LONG_PROMPT = 84  # tokens
-KEPT_TOKENS = 40  # of it and of its logits
+KEPT_TOKENS = 16  # of it and of its logits
 GREEDY_TOKENS = 56
 FACT, QUESTION = "The code of the red gate is 4821. ", " What is the code of the red gate?"
 
