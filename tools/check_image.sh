@@ -41,8 +41,9 @@ b commit --quiet --format docker "$container" bare-debian >/dev/null
 b rm "$container" >/dev/null
 rm -rf "$work/base"
 
+mkdir "$work/context/dist" "$work/context/tools"
 cp -r deploy "$work/context/"
-mkdir "$work/context/dist"
+cp tools/install_dependencies.sh "$work/context/tools/"
 cp -r "$dist"/weir-* "$work/context/dist/"
 build() {  # NAME MODEL
   b build --isolation chroot --format docker --quiet --layers=false -f deploy/docker/Dockerfile -t "$1" \
@@ -78,7 +79,7 @@ unshare --mount --pid --fork --kill-child bash -ec '
   mount --bind "$1" "$1" && mount -o remount,bind,ro "$1"
   mount --bind "$2" "$1/tmp" && mount -t proc proc "$1/proc"
   exec chroot --userspec=65532:65532 "$1" /opt/weir/bin/weir serve /opt/weir/models/weir-tiny --threads 2 \
-    --grpc 127.0.0.1:0 --metrics 127.0.0.1:0 --ready-file /tmp/ready.json' - "$root" "$work/tmp" >"$work/log" 2>&1 &
+    --grpc 127.0.0.1:0 --http 127.0.0.1:0 --metrics 127.0.0.1:0 --ready-file /tmp/ready.json' - "$root" "$work/tmp" >"$work/log" 2>&1 &
 server=$!
 for _ in $(seq 300); do
   [ ! -e "$work/tmp/ready.json" ] || break
@@ -86,6 +87,7 @@ for _ in $(seq 300); do
   sleep 0.1
 done
 address=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["grpc"])' "$work/tmp/ready.json")
+http=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["http"])' "$work/tmp/ready.json")
 inner=$(pgrep -P $server)
 grep -qP '^Uid:\t65532\t65532' "/proc/$inner/status" || { echo "does not run as 65532" >&2; exit 1; }
 grep -qE '^NSpid:.*\s1$' "/proc/$inner/status" || { echo "is not process 1" >&2; exit 1; }
@@ -95,6 +97,12 @@ inside() { nsenter -t "$inner" -m -p -r -w -S 65532 -G 65532 -- /opt/weir/bin/we
 inside health --server "$address"
 ! inside health --server 127.0.0.1:1 2>/dev/null || { echo "health says yes of nobody" >&2; exit 1; }
 inside generate --server "$address" --temperature 0 --max-tokens 12 --prompt "Once upon a time"
+python3 - "http://$http" <<'PYTHON'
+import json, sys, urllib.request
+for path in ("/ready", "/v1/models", "/"):
+    with urllib.request.urlopen(sys.argv[1] + path, timeout=10) as answer:
+        print("GET", path, answer.status, json.load(answer)["data"][0]["id"] if path == "/v1/models" else "")
+PYTHON
 kill -TERM "$inner"
 code=0
 wait $server || code=$?
