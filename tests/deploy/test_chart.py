@@ -1,13 +1,17 @@
 """The Helm chart and the plain manifests made from it."""
 
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 
 import kubernetes_validate
 import pytest
 import yaml
+
+import live
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 CHART = ROOT / "deploy/helm/weir"
@@ -207,6 +211,48 @@ def test_probes_of_each_type(rendered):
     command = closed["livenessProbe"]["exec"]["command"]
     assert command[:2] == ["/opt/weir/bin/weir", "health"] and "--tls-name=a.b" in command
     assert_known_flags(command[1:])
+
+
+def make_certificate(folder: pathlib.Path, name: str) -> None:
+    """tls.crt and tls.key for `name`, and ca.crt: it signs itself."""
+    folder.mkdir(parents=True)
+    subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
+                    "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}",
+                    "-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"], check=True, capture_output=True)
+    shutil.copyfile(folder / "tls.crt", folder / "ca.crt")
+
+
+@pytest.mark.parametrize("values", ["defaults", "closed"])
+def test_a_server_takes_the_configuration_and_answers_the_probe(rendered, tmp_path, values):
+    """The rendered weir.yaml with the files of its Secrets, and the probe's own command."""
+    documents = rendered(None if values == "defaults" else CHART / "ci/closed-values.yaml")
+    binary = str(pathlib.Path(os.environ.get("WEIR_BUILD_DIR", ROOT / "build")) / "weir")
+    config = weir_yaml(documents)
+    config |= {"model": str(ROOT / "models/weir-tiny"), "ready-file": str(tmp_path / "ready.json")}
+    for door in ("grpc", "http", "metrics"):
+        config[door] = "127.0.0.1:0"
+    if values == "closed":
+        for door in ("grpc", "http"):
+            make_certificate(tmp_path / f"tls-{door}", "weir.serving.svc")
+        (tmp_path / "keys").mkdir()
+        subprocess.run([binary, "keys", "add", str(tmp_path / "keys/keys"), "alice"], check=True, capture_output=True)
+    text = yaml.safe_dump(config).replace("/etc/weir/", f"{tmp_path}/")
+    (tmp_path / "weir.yaml").write_text(text)
+    with open(tmp_path / "log", "w") as log:
+        server = subprocess.Popen([binary, "serve", "--config", str(tmp_path / "weir.yaml")], stdout=log, stderr=log)
+    try:
+        ready = live.wait_for("weir serve", lambda: json.loads((tmp_path / "ready.json").read_text()), server)
+        container = only(documents, "Deployment")["spec"]["template"]["spec"]["containers"][0]
+        probe = container["readinessProbe"].get("exec", {"command": ["", "health", "--server=localhost:50051"]})["command"]
+        command = [binary, *(w.replace("localhost:50051", ready["grpc"].replace("127.0.0.1", "localhost"))
+                             .replace("/etc/weir/", f"{tmp_path}/") for w in probe[1:])]
+        asked = subprocess.run(command, capture_output=True, text=True)
+        assert (asked.returncode, asked.stdout) == (0, "SERVING\n"), asked.stderr
+        if values == "closed":  # and without the certificates it is closed
+            assert subprocess.run(command[:3], capture_output=True).returncode == 1
+    finally:
+        server.terminate()
+        assert server.wait(30) == 0, (tmp_path / "log").read_text()
 
 
 def test_the_gateway_knows_every_server(rendered):
