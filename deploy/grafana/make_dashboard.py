@@ -187,6 +187,8 @@ def dashboard() -> dict:
             panels.append(panel(number, name, kind, unit, about, queries, {"x": left, "y": top, "w": width, "h": height}))
             left += width
         top += height
+    # Servers, and gateways, which have the HTTP door's numbers alone.
+    ours = '{__name__=~"weir_build_info|weir_http_connections"}'
     variable = {"type": "query", "datasource": DATASOURCE, "refresh": 2, "includeAll": True, "multi": True,
                 "current": {"text": "All", "value": "$__all"}, "sort": 1}
     return {
@@ -201,8 +203,8 @@ def dashboard() -> dict:
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": [
             {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "current": {}},
-            {"name": "job", "label": "Job", "query": "label_values(weir_build_info, job)", **variable},
-            {"name": "instance", "label": "Instance", "query": 'label_values(weir_build_info{job=~"$job"}, instance)', **variable},
+            {"name": "job", "label": "Job", "query": f"label_values({ours}, job)", **variable},
+            {"name": "instance", "label": "Instance", "query": f'label_values({ours[:-1]},job=~"$job"}}, instance)', **variable},
         ]},
         "annotations": {"list": [
             {"name": "Starts", "enable": True, "iconColor": "blue", "datasource": DATASOURCE,

@@ -188,6 +188,7 @@ def test_plain_manifests_are_current(helm, tmp_path):
     (["tls.http.existingSecret=x,tls.http.clientCA=true,probes.type=http"], "no client certificate"),
     (["http.enabled=false,probes.type=http"], "http.enabled"),
     (["gateway.backends={nowhere}"], "backends"),
+    (["gateway.enabled=true", "apiKeys.existingSecret=x"], "ask the gateway for a key too"),
 ], ids=lambda value: value[0] if isinstance(value, list) else "")
 def test_values_that_make_no_sense_are_refused(helm, flags, sentence):
     said = helm("template", "weir", str(CHART), "--kube-version", "1.31.0", *[f for v in flags for f in ("--set", v)],
@@ -266,6 +267,30 @@ def test_the_gateway_knows_every_server(rendered):
     assert_known_flags(arguments)
     door = only(documents, "Service", "weir-http")["spec"]["selector"]
     assert door["app.kubernetes.io/component"] == "gateway"
+
+
+def test_monitors_find_the_ports_of_servers_and_gateways(rendered):
+    documents = rendered(CHART / "ci/gpu-statefulset-values.yaml")
+    for monitor, service in (("weir", "weir"), ("weir-gateway", "weir-http")):
+        spec = only(documents, "ServiceMonitor", monitor)["spec"]
+        found = only(documents, "Service", service)
+        assert spec["selector"]["matchLabels"].items() <= found["metadata"]["labels"].items()
+        assert spec["endpoints"][0]["port"] in {port["name"] for port in found["spec"]["ports"]}
+
+
+def test_a_closed_gateway_has_what_it_needs(rendered):
+    documents = rendered(CHART / "ci/closed-values.yaml")
+    pod = only(documents, "Deployment", "weir-gateway")["spec"]["template"]["spec"]
+    container = pod["containers"][0]
+    assert_known_flags(container["args"])
+    # Every file that is named lies in a volume that is mounted, every variable is there.
+    mounts = {m["mountPath"] for m in container["volumeMounts"]}
+    for argument in container["args"][1:]:
+        value = argument.split("=", 1)[1]
+        if value.startswith("/"):
+            assert str(pathlib.PurePath(value).parent) in mounts, argument
+        if value.startswith("$("):
+            assert value[2:-1] in {e["name"] for e in container["env"]}
 
 
 def test_gpu_pods_ask_for_gpus(rendered):

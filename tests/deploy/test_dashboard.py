@@ -88,6 +88,17 @@ def test_the_dashboard_is_what_its_script_writes():
     subprocess.run([sys.executable, str(ROOT / "deploy/grafana/make_dashboard.py"), "--check"], check=True)
 
 
+@needs_prometheus
+def test_the_variables_find_the_server(served):
+    prometheus, _, begin, end = served
+    board = json.loads((ROOT / "deploy/grafana/weir.json").read_text())
+    for variable in board["templating"]["list"]:
+        if variable["type"] == "query":
+            selector, label = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]).groups()
+            found = prometheus.get(f"label/{label}/values", **{"match[]": live.fill(selector)}, start=begin, end=end)
+            assert found, variable["query"]
+
+
 def test_the_dashboard_is_well_laid_out():
     board = json.loads((ROOT / "deploy/grafana/weir.json").read_text())
     taken = set()
