@@ -243,18 +243,17 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
         SerializeMessage(event, &bytes_);
         writing_ = true;
         end = stream_->ended();
-      }
-      if (end && !end->more) {
+      } else if (end && !end->more) {
         finishing_ = true;
         const bool lost = end->status.ok() && broken_;
         status_ = lost ? absl::CancelledError("the client went away") : end->status;
         last = ToGrpc(end->status);
-        WatchSlowReader();
       }
+      if (end && !end->more) WatchSlowReader();
     }
-    if (has_event && last) {
-      StartWriteAndFinish(&bytes_, grpc::WriteOptions(), *last);
-    } else if (has_event) {
+    // The end goes out after the last event, not with it: gRPC's in-process channel, which the HTTP
+    // door uses, loses a message that comes together with the status.
+    if (has_event) {
       StartWrite(&bytes_);
     } else if (last) {
       Finish(*last);
