@@ -10,9 +10,11 @@ from typing import Literal
 
 import openai
 import pytest
+from openai.types import completion_create_params as text_params
+from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
-from server import Server
+from server import ROOT, Server
 
 MODEL = "weir-tiny"
 WEATHER = {
@@ -326,6 +328,21 @@ def test_bad_requests_name_their_field(client):
     with pytest.raises(openai.BadRequestError) as error:
         client.chat.completions.create(model=MODEL, messages=[user("word " * 9000)])
     assert error.value.code == "context_length_exceeded" and error.value.param == "messages"
+
+
+@pytest.mark.parametrize("path, params", [
+    ("/chat/completions", chat_params.CompletionCreateParamsBase),
+    ("/completions", text_params.CompletionCreateParamsBase)])
+def test_every_published_field_is_known_and_documented(client, path, params):
+    """Also fields that a newer client brings: each is to be honoured or refused, by name."""
+    fields = set(params.__annotations__) | {"stream"}
+    assert len(fields) > 15
+    documented = (ROOT / "docs/openai-api.md").read_text()
+    for field in fields:
+        assert f"`{field}`" in documented, field
+        with pytest.raises(openai.BadRequestError) as error:
+            client.post(path, cast_to=object, body={field: {"wrong": "kind"}})
+        assert f"{field} is no field that this server knows" not in error.value.message
 
 
 def test_unknown_models_and_paths(client):
