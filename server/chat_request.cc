@@ -103,8 +103,8 @@ void AddKwargs(const v1::Chat& chat, text::ChatRequest* request, Violations* vio
 
 }  // namespace
 
-text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& chat_template,
-                                Violations* violations) {
+text::ChatRequest ToChatRequest(const v1::Chat& chat, bool with_tools,
+                                const text::ChatTemplate& chat_template, Violations* violations) {
   text::ChatRequest request;
   if (chat.messages_size() == 0) violations->Add("chat.messages", "at least one is required");
   Json messages = Json::array();
@@ -119,7 +119,7 @@ text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& 
     for (int i = 0; i < chat.tools_size(); ++i) {
       tools.push_back(ParseObject(chat.tools(i), absl::StrCat("chat.tools[", i, "]"), violations));
     }
-    request.tools_json = tools.dump();
+    if (with_tools) request.tools_json = tools.dump();
   }
   AddKwargs(chat, &request, violations);
 

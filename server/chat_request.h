@@ -11,8 +11,9 @@ class Chat;
 namespace weir::server {
 
 // Everything that is wrong goes to `violations` with paths under "chat."; the result then means
-// nothing. Whether the template can render the messages shows only when it does.
-text::ChatRequest ToChatRequest(const v1::Chat& chat, const text::ChatTemplate& chat_template,
-                                Violations* violations);
+// nothing. `with_tools`: whether the template is to see them. Whether the template can render the
+// messages shows only when it does.
+text::ChatRequest ToChatRequest(const v1::Chat& chat, bool with_tools,
+                                const text::ChatTemplate& chat_template, Violations* violations);
 
 }  // namespace weir::server

@@ -110,6 +110,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     ASSIGN_OR_RETURN(request_, ValidateGenerate(message, *context_->model, context_->limits, seed));
     request_.stream.received_us = received_us_;
     chat_ = request_.source.chat.has_value();
+    if (request_.stream.answer) {
+      request_.stream.answer->id_seed = uint64_t{bits[2]} << 32 | bits[3];
+    }
     if (!request_.source.text && !request_.source.chat) {
       return Submit(std::move(request_.request.prompt));
     }
@@ -160,8 +163,13 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                                   1e-6);
     if (cancelled_) return absl::CancelledError("the client cancelled the call");
     if (DeadlinePassed()) return TooLate();
+    std::string rendered;
     ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                     EncodePrompt(request_.source, *context_->model, nullptr));
+                     EncodePrompt(request_.source, *context_->model, &rendered));
+    if (request_.stream.answer) {
+      request_.stream.answer->in_reasoning =
+          StartOfAnswer(request_.source, *context_->model, rendered) == text::ReasoningStart::kOpen;
+    }
     context_->metrics->text_seconds->Observe(
         static_cast<double>(context_->clock->NowUs() - begin_us) * 1e-6);
     return Submit(std::move(prompt));

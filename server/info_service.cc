@@ -38,6 +38,13 @@ void FillModel(const ServedModel& from, v1::ModelInfo* to) {
     for (const std::string& name : from.chat_template->names()) to->add_template_names(name);
     const std::string_view source = from.chat_template->source();
     to->set_chat_template(std::string(source));
+    const text::AnswerStyle style = from.answer_style;
+    if (style.tools != text::ToolStyle::kNone) {
+      to->set_tool_parser(std::string(text::ToolStyleName(style.tools)));
+    }
+    if (style.reasoning != text::ReasoningStyle::kNone) {
+      to->set_reasoning_parser(std::string(text::ReasoningStyleName(style.reasoning)));
+    }
   }
   v1::SamplingOptions* sampling = to->mutable_default_sampling();
   sampling->set_temperature(from.sampling.temperature);

@@ -9,11 +9,17 @@
 #include "server/http_options.h"
 #include "server/option_kinds.h"
 #include "server/span_exporter.h"
+#include "text/answer_style.h"
 
 namespace weir::server {
 namespace {
 
 constexpr int64_t kMaxInt32 = std::numeric_limits<int32_t>::max();
+
+std::vector<std::string> WithAuto(std::vector<std::string> names) {
+  names.insert(names.begin(), "auto");
+  return names;
+}
 
 void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
   table->push_back(Text("model", &o->model, "Model folder (on the command line: the argument)."));
@@ -26,6 +32,12 @@ void AddModelOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
       Bool("cuda-graphs", &o->cuda_graphs, "On a GPU, decode steps as captured graphs."));
   table->push_back(Choice("dtype", &o->dtype, {"auto", "f32", "bf16"},
                           "Number format of weights and products; auto: as the checkpoint."));
+  table->push_back(
+      Choice("tool-parser", &o->tool_parser, WithAuto(text::ToolStyleNames()),
+             "How the model writes calls of tools; auto: as its chat template shows."));
+  table->push_back(Choice("reasoning-parser", &o->reasoning_parser,
+                          WithAuto(text::ReasoningStyleNames()),
+                          "How the model writes its reasoning; auto: as its chat template shows."));
   table->push_back(Integer("slots", &o->slots, 0, 1 << 20,
                            "Sequences that run at once; 0: as many as the memory holds."));
   table->push_back(Integer("kv-pages", &o->kv_pages, 0, kMaxInt32,

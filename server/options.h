@@ -36,6 +36,8 @@ struct ServerOptions {
   bool random_weights = false;
   bool cuda_graphs = true;
   std::string dtype = "auto";
+  std::string tool_parser = "auto";
+  std::string reasoning_parser = "auto";
   int64_t slots = 0;
   int64_t kv_pages = 0;
   int64_t memory_bytes = 0;

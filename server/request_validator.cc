@@ -195,12 +195,25 @@ void Input(const v1::GenerateRequest& in, const ServedModel& model, ValidRequest
       break;
     }
     case v1::GenerateRequest::kChat:
-      out->source.chat = ToChatRequest(in.chat(), *model.chat_template, v);
+      out->source.chat = ToChatRequest(in.chat(), ShowsTools(in), *model.chat_template, v);
+      if (in.chat().continue_final_message() && in.chat().messages_size() > 0) {
+        const v1::ChatMessage& last = in.chat().messages(in.chat().messages_size() - 1);
+        out->source.continued_bytes = 1 + last.content().size() + last.reasoning().size();
+      }
       break;
     case v1::GenerateRequest::INPUT_NOT_SET:
       v->Add("input", "is required: one of text, token_ids and chat");
       break;
   }
+}
+
+void ParseAnswer(const v1::GenerateRequest& in, const ServedModel& model, ValidRequest* out,
+                 Violations* v) {
+  if (!in.has_chat()) v->Add("output.parse_answer", "only goes with chat");
+  if (!out->stream.text) v->Add("output.parse_answer", "needs output.text, which is off");
+  AnswerConfig& answer = out->stream.answer.emplace();
+  answer.style = model.answer_style;
+  answer.tools = std::make_shared<const std::vector<text::Tool>>(out->tool_use.tools);
 }
 
 // What the request needs of the model and the model has not.
@@ -253,10 +266,8 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   CheckRange("priority", request.priority(), -kMaxPriority, kMaxPriority, false, &violations);
   if (request.has_constraint())
     violations.Add("constraint", "this server does not constrain answers");
-  if (request.has_tool_use()) violations.Add("tool_use", "this server does not force tool calls");
-  if (request.output().parse_answer()) {
-    violations.Add("output.parse_answer", "this server does not split answers");
-  }
+  out.tool_use = ToToolUse(request, model, &violations);
+  if (request.output().parse_answer()) ParseAnswer(request, model, &out, &violations);
   if (!violations.empty()) return violations.ToStatus();
   return out;
 }
@@ -278,7 +289,8 @@ absl::StatusOr<PromptSource> ValidateTokenize(const v1::TokenizeRequest& request
         violations.Add("add_special_tokens",
                        "only goes with text: chat templates say it themselves");
       }
-      source.chat = ToChatRequest(request.chat(), *model.chat_template, &violations);
+      source.chat =
+          ToChatRequest(request.chat(), /*with_tools=*/true, *model.chat_template, &violations);
       break;
     case v1::TokenizeRequest::INPUT_NOT_SET:
       violations.Add("input", "is required: one of text and chat");
@@ -307,6 +319,12 @@ absl::StatusOr<std::vector<int32_t>> EncodePrompt(const PromptSource& source,
     return InvalidField("text", std::string(ids.status().message()));
   }
   return ids;
+}
+
+text::ReasoningStart StartOfAnswer(const PromptSource& source, const ServedModel& model,
+                                   std::string_view rendered) {
+  if (!source.chat) return text::ReasoningStart::kNone;
+  return text::ReasoningStartOf(model.answer_style.reasoning, rendered, source.continued_bytes);
 }
 
 absl::Status SetPrompt(std::vector<int32_t> prompt, const ServedModel& model,

@@ -4,11 +4,14 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
 #include "core/status.h"
 #include "scheduler/request.h"
+#include "server/answer_stream.h"
+#include "server/tool_use.h"
 #include "text/chat_template.h"
 
 namespace weir::v1 {
@@ -35,6 +38,7 @@ struct PromptSource {
   std::optional<std::string> text;
   std::optional<text::ChatRequest> chat;
   bool add_special_tokens = true;  // for `text`
+  size_t continued_bytes = 0;      // of the chat's last message, which the answer goes on with
 };
 
 // What the stream carries.
@@ -48,13 +52,15 @@ struct StreamConfig {
   std::vector<int32_t> stop_ids;  // all that end an answer, sorted
   int32_t min_tokens = 0;
   int32_t logprobs = -1;
-  bool pieces = false;            // token ids come with their bytes
-  bool prompt_token_ids = false;  // in Accepted
-  int64_t received_us = 0;        // when the call came, on the scheduler's clock; 0: not known
+  std::optional<AnswerConfig> answer;  // the text is to be taken apart
+  bool pieces = false;                 // token ids come with their bytes
+  bool prompt_token_ids = false;       // in Accepted
+  int64_t received_us = 0;             // when the call came, on the scheduler's clock; 0: not known
 };
 
 struct ValidRequest {
   PromptSource source;
+  ToolUse tool_use;
   StreamConfig stream;
   // Complete but for id, deadline, sink, the prompt when it comes from text, and max_tokens when
   // absent (0), which SetPrompt fills in.
@@ -75,6 +81,10 @@ absl::StatusOr<PromptSource> ValidateTokenize(const v1::TokenizeRequest& request
 // Renders and tokenizes; for text threads. `rendered` (may be null) gets the text of a chat.
 absl::StatusOr<std::vector<int32_t>> EncodePrompt(const PromptSource& source,
                                                   const ServedModel& model, std::string* rendered);
+
+// How the answer to the rendered chat begins. kNone for what is no chat.
+text::ReasoningStart StartOfAnswer(const PromptSource& source, const ServedModel& model,
+                                   std::string_view rendered);
 
 // Completes the request with its prompt. INVALID_ARGUMENT: empty, an id out of range, or prompt and
 // answer longer than the model's longest sequence, with the numbers.

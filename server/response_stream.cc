@@ -80,7 +80,8 @@ struct ResponseStream::Choice {
   std::optional<text::Detokenizer> detokenizer;
   std::optional<text::StopMatcher> matcher;
   int32_t tokens = 0;
-  std::string stop_string;  // that ended it
+  std::string stop_string;             // that ended it
+  std::optional<AnswerStream> answer;  // takes the text apart
   bool finished = false;
 };
 
@@ -96,8 +97,13 @@ ResponseStream::ResponseStream(const StreamConfig& config, int32_t prompt_tokens
   const bool needs_text = config_.text || !config_.stop_strings.empty();
   if (!needs_text) return;
   WEIR_CHECK(tokenizer_ != nullptr);
+  std::vector<int32_t> kept;
+  if (config_.answer) kept = KeptTokens(*config_.answer, *tokenizer_);
   for (Choice& choice : choices_) {
-    choice.detokenizer.emplace(tokenizer_, config_.skip_special_tokens);
+    choice.detokenizer.emplace(tokenizer_, config_.skip_special_tokens, kept);
+    if (config_.answer) {
+      choice.answer.emplace(*config_.answer, static_cast<int32_t>(&choice - choices_.data()));
+    }
     if (!config_.stop_strings.empty()) {
       choice.matcher.emplace(config_.stop_strings, config_.include_stop);
     }
@@ -188,7 +194,7 @@ void ResponseStream::HandleToken(const scheduler::TokenEvent& event) {
       std::binary_search(config_.stop_ids.begin(), config_.stop_ids.end(), event.token.token);
   std::string text = NewText(&choice, event.token.token, is_stop);
   ++choice.tokens;
-  EmitDelta(event.choice, &event, std::move(text));
+  EmitDelta(event.choice, &event, PartsOf(&choice, std::move(text)));
   if (!choice.stop_string.empty()) {
     EmitFinished(event.choice, v1::FINISH_REASON_STOP, -1);
     host_->StopChoice(event.choice);
@@ -198,8 +204,10 @@ void ResponseStream::HandleToken(const scheduler::TokenEvent& event) {
 std::string ResponseStream::NewText(Choice* choice, int32_t token, bool is_stop) {
   if (!choice->detokenizer) return "";
   // The text of a token that stops is the model's punctuation, not its answer.
-  if (is_stop && !config_.include_stop) return "";
-  std::string text = choice->detokenizer->Push(token);
+  std::string text;
+  if (!is_stop || config_.include_stop) text = choice->detokenizer->Push(token);
+  if (choice->answer) choice->answer->OnToken(text.size());
+  if (text.empty()) return text;
   if (!choice->matcher || choice->tokens < config_.min_tokens) return text;
   text::StopMatcher::Result result = choice->matcher->Push(text);
   if (result.stop_index >= 0) {
@@ -220,11 +228,18 @@ std::string ResponseStream::RestOfText(Choice* choice) {
   return result.text + choice->matcher->Flush();
 }
 
+AnswerParts ResponseStream::PartsOf(Choice* choice, std::string text) {
+  if (choice->answer) return choice->answer->Feed(text);
+  AnswerParts parts;
+  parts.text = std::move(text);
+  return parts;
+}
+
 void ResponseStream::HandleChoiceFinished(const scheduler::ChoiceFinished& finished) {
   Choice& choice = choices_[static_cast<size_t>(finished.choice)];
   if (choice.finished) return;
   std::string rest = RestOfText(&choice);
-  if (!rest.empty()) EmitDelta(finished.choice, nullptr, std::move(rest));
+  if (!rest.empty()) EmitDelta(finished.choice, nullptr, PartsOf(&choice, std::move(rest)));
   if (ToStatus(finished.reason, 0).ok()) {
     const bool by_string = !choice.stop_string.empty();
     EmitFinished(finished.choice, by_string ? v1::FINISH_REASON_STOP : ToProto(finished.reason),
@@ -279,17 +294,17 @@ v1::Delta* ResponseStream::DeltaFor(int32_t choice) {
 }
 
 void ResponseStream::EmitDelta(int32_t choice, const scheduler::TokenEvent* event,
-                               std::string text) {
+                               AnswerParts parts) {
   std::lock_guard<std::mutex> lock(mutex_);
   if (event != nullptr) ++completion_tokens_;
   const bool carries = (event != nullptr && (config_.token_ids || config_.logprobs >= 0)) ||
-                       (config_.text && !text.empty());
+                       (config_.text && !parts.empty());
   if (discard_ || !carries) {
     if (event != nullptr) --waiting_tokens_;
     return;
   }
   v1::Delta* delta = DeltaFor(choice);
-  if (config_.text) delta->mutable_text()->append(text);
+  if (config_.text) std::move(parts).AppendTo(delta);
   if (event == nullptr) return;
   if (config_.token_ids) delta->add_token_ids(event->token.token);
   if (config_.logprobs >= 0) AddLogprob(event->token, delta->mutable_logprobs());
@@ -299,11 +314,16 @@ void ResponseStream::EmitDelta(int32_t choice, const scheduler::TokenEvent* even
 void ResponseStream::EmitFinished(int32_t choice, v1::FinishReason reason, int32_t stop_id) {
   Choice& state = choices_[static_cast<size_t>(choice)];
   state.finished = true;
+  if (state.answer) EmitDelta(choice, nullptr, state.answer->Finish());
   v1::GenerateEvent event;
   v1::ChoiceFinished* finished = event.mutable_choice_finished();
   finished->set_choice(choice);
   finished->set_reason(reason);
   finished->set_completion_tokens(state.tokens);
+  if (state.answer) {
+    finished->set_tool_calls(state.answer->tool_calls());
+    finished->set_reasoning_tokens(state.answer->reasoning_tokens());
+  }
   if (reason == v1::FINISH_REASON_STOP) {
     if (stop_id >= 0) {
       finished->set_stop_token_id(stop_id);

@@ -20,6 +20,7 @@
 
 #include "core/status.h"
 #include "scheduler/token_sink.h"
+#include "server/answer_stream.h"
 #include "server/request_validator.h"
 #include "text/detokenizer.h"
 #include "text/stop_matcher.h"
@@ -97,7 +98,9 @@ class ResponseStream final : public scheduler::TokenSink {
   // What detokenizer and matcher still hold.
   std::string RestOfText(Choice* choice);
   void AddLogprob(const scheduler::TokenLogprob& from, v1::Logprobs* to) const;
-  void EmitDelta(int32_t choice, const scheduler::TokenEvent* event, std::string text);
+  // The text taken apart, where that is asked for.
+  AnswerParts PartsOf(Choice* choice, std::string text);
+  void EmitDelta(int32_t choice, const scheduler::TokenEvent* event, AnswerParts parts);
   void EmitFinished(int32_t choice, v1::FinishReason reason, int32_t stop_id);
   v1::Delta* DeltaFor(int32_t choice);  // REQUIRES: mutex_ held
   void Emit(v1::GenerateEvent event);

@@ -11,6 +11,7 @@
 
 #include "core/status.h"
 #include "scheduler/executor.h"
+#include "text/answer_style.h"
 
 namespace weir::text {
 class ChatTemplate;
@@ -53,6 +54,7 @@ struct ServedModel {
   SamplingDefaults sampling;
   std::shared_ptr<const text::Tokenizer> tokenizer;         // null: token ids only
   std::shared_ptr<const text::ChatTemplate> chat_template;  // null: cannot chat
+  text::AnswerStyle answer_style;                           // how it writes calls and reasoning
 };
 
 }  // namespace weir::server

@@ -4,8 +4,8 @@
 #include <array>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/str_join.h"
 #include "text/tokenizer.h"
 
 namespace weir::text {
@@ -105,6 +105,31 @@ AnswerStyle DetectAnswerStyle(std::string_view source, const Tokenizer* tokenize
     return style;
   }
   return style;
+}
+
+ReasoningStart ReasoningStartOf(ReasoningStyle style, std::string_view prompt,
+                                size_t continued_bytes) {
+  if (style == ReasoningStyle::kNone) return ReasoningStart::kNone;
+  if (continued_bytes > 0) {
+    // What a template puts between the header and the text of an answer.
+    constexpr size_t kSlack = 32;
+    const size_t begin = prompt.size() - std::min(prompt.size(), continued_bytes + kSlack);
+    const std::string_view tail = prompt.substr(begin);
+    const size_t open = tail.rfind(kThinkOpen);
+    const size_t close = tail.rfind(kThinkClose);
+    const bool inside =
+        open != std::string_view::npos && (close == std::string_view::npos || close < open);
+    return inside ? ReasoningStart::kOpen : ReasoningStart::kNone;
+  }
+  while (!prompt.empty() && absl::ascii_isspace(static_cast<unsigned char>(prompt.back()))) {
+    prompt.remove_suffix(1);
+  }
+  const auto ends_with = [prompt](std::string_view tag) {
+    return prompt.size() >= tag.size() && prompt.substr(prompt.size() - tag.size()) == tag;
+  };
+  if (ends_with(kThinkOpen)) return ReasoningStart::kOpen;
+  if (ends_with(kThinkClose)) return ReasoningStart::kNone;
+  return ReasoningStart::kMayOpen;
 }
 
 std::string_view ToolStyleName(ToolStyle style) { return NameOf(kToolNames, style); }

@@ -36,6 +36,13 @@ enum class ReasoningStyle : uint8_t {
   kThink,  // <think>...</think> before the answer; the prompt may already have opened it
 };
 
+// How an answer begins, as the rendered prompt's end decides.
+enum class ReasoningStart : uint8_t {
+  kNone,     // no reasoning comes: the model has none, or the prompt closed it already
+  kMayOpen,  // the model may begin with <think>
+  kOpen,     // the prompt ends inside <think>
+};
+
 struct AnswerStyle {
   ReasoningStyle reasoning = ReasoningStyle::kNone;
   ToolStyle tools = ToolStyle::kNone;
@@ -44,6 +51,11 @@ struct AnswerStyle {
 // What the template's source says, and where that is silent (but takes tools) what the tokenizer's
 // added tokens say; `tokenizer` may be null.
 AnswerStyle DetectAnswerStyle(std::string_view template_source, const Tokenizer* tokenizer);
+
+// `continued_bytes`: the prompt's end of about that length is the beginning of the answer itself,
+// which the model goes on with; 0: it begins a new one.
+ReasoningStart ReasoningStartOf(ReasoningStyle style, std::string_view prompt,
+                                size_t continued_bytes);
 
 // "hermes", "think", ...; "none".
 std::string_view ToolStyleName(ToolStyle style);

@@ -1,5 +1,6 @@
 #include "text/detokenizer.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "text/rust_handles.h"
@@ -16,9 +17,13 @@ struct Detokenizer::Stream {
   weir_text_stream* pointer;  // keeps the tokenizer's Rust side alive
 };
 
-Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens)
+Detokenizer::Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens,
+                         std::vector<int32_t> kept)
     : stream_(std::make_unique<Stream>(
-          weir_text_stream_new(tokenizer->handle().pointer, skip_special_tokens))) {}
+          weir_text_stream_new(tokenizer->handle().pointer, skip_special_tokens && kept.empty()))),
+      kept_(std::move(kept)) {
+  if (skip_special_tokens && !kept_.empty()) skips_ = std::move(tokenizer);
+}
 
 Detokenizer::~Detokenizer() = default;
 Detokenizer::Detokenizer(Detokenizer&& other) noexcept = default;
@@ -29,6 +34,10 @@ Detokenizer& Detokenizer::operator=(Detokenizer&& other) noexcept = default;
 std::string Detokenizer::Push(int32_t id) {
   RustBuffer text;
   if (id < 0) return "";
+  if (skips_ != nullptr && skips_->IsSpecial(id) &&
+      std::find(kept_.begin(), kept_.end(), id) == kept_.end()) {
+    return "";
+  }
   if (weir_text_stream_push(stream_->pointer, id, text.get(), nullptr) != WEIR_TEXT_OK) return "";
   return std::string(text.view());
 }

@@ -10,6 +10,7 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 namespace weir::text {
 
@@ -17,7 +18,9 @@ class Tokenizer;
 
 class Detokenizer {
  public:
-  Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens);
+  // `kept`: special tokens that are not skipped even so.
+  Detokenizer(std::shared_ptr<const Tokenizer> tokenizer, bool skip_special_tokens,
+              std::vector<int32_t> kept = {});
   ~Detokenizer();
   Detokenizer(Detokenizer&& other) noexcept;
   Detokenizer& operator=(Detokenizer&& other) noexcept;
@@ -33,6 +36,9 @@ class Detokenizer {
  private:
   struct Stream;
   std::unique_ptr<Stream> stream_;
+  // Set where special tokens are skipped here, since some are kept.
+  std::shared_ptr<const Tokenizer> skips_;
+  std::vector<int32_t> kept_;
 };
 
 }  // namespace weir::text

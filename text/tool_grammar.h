@@ -17,13 +17,6 @@ namespace weir::text {
 
 class Tokenizer;
 
-// How an answer begins, as the rendered prompt's end decides.
-enum class ReasoningStart : uint8_t {
-  kNone,     // no reasoning comes: the model has none, or the prompt closed it already
-  kMayOpen,  // the model may begin with <think>
-  kOpen,     // the prompt ends inside <think>
-};
-
 struct ToolGrammarOptions {
   AnswerStyle style;
   ReasoningStart reasoning = ReasoningStart::kNone;

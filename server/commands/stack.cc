@@ -56,7 +56,22 @@ ServedModel ToServedModel(const model::ModelInfo& info, const scheduler::Executo
   served.sampling = sampling;
   served.tokenizer = std::move(text.tokenizer);
   served.chat_template = std::move(text.chat_template);
+  if (served.chat_template == nullptr) return served;
+  // With two templates the one for tools shows their calls.
+  std::string source(served.chat_template->source());
+  source += served.chat_template->source("tool_use");
+  served.answer_style = text::DetectAnswerStyle(source, served.tokenizer.get());
   return served;
+}
+
+absl::Status SetAnswerStyle(const ServerOptions& options, text::AnswerStyle* style) {
+  if (options.tool_parser != "auto") {
+    ASSIGN_OR_RETURN(style->tools, text::ToolStyleFromName(options.tool_parser));
+  }
+  if (options.reasoning_parser != "auto") {
+    ASSIGN_OR_RETURN(style->reasoning, text::ReasoningStyleFromName(options.reasoning_parser));
+  }
+  return absl::OkStatus();
 }
 
 scheduler::SchedulerOptions ToSchedulerOptions(const ServerOptions& options) {
@@ -132,6 +147,7 @@ absl::StatusOr<std::unique_ptr<Stack>> Stack::Start(
   scheduler::Executor* executor = stack->model_->executor();
   stack->served_ =
       ToServedModel(stack->model_->info(), executor->limits(), sampling, std::move(parts));
+  RETURN_IF_ERROR(SetAnswerStyle(options, &stack->served_.answer_style));
   if (stack->served_.tokenizer != nullptr &&
       stack->served_.tokenizer->vocab_size() > executor->limits().vocab_size) {
     LogWarning("the tokenizer knows ", stack->served_.tokenizer->vocab_size(),
