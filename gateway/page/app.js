@@ -2,7 +2,7 @@
 
 import { listModels } from "./api.js";
 import { Chat } from "./chat.js";
-import { byId } from "./dom.js";
+import { byId, keep, kept } from "./dom.js";
 import { Watch } from "./watch.js";
 
 const TABS = ["chat", "watch"];
@@ -22,7 +22,7 @@ function showTab(name, focus = false) {
     byId(`panel-${tab}`).hidden = !chosen;
   }
   document.body.dataset.tab = name;
-  history.replaceState(null, "", name === "chat" ? "/" : `#${name}`);
+  history.replaceState(null, "", name === "chat" ? location.pathname : `#${name}`);
   watch.shown = name === "watch";
 }
 
@@ -42,15 +42,15 @@ function setUpTheme() {
   const control = byId("theme");
   const show = (theme) => {
     document.documentElement.dataset.theme = theme;
-    control.textContent = { system: "Auto", light: "Light", dark: "Dark" }[theme];
-    control.setAttribute("aria-label", `Colours: ${theme}. Change`);
+    const word = { system: "Auto", light: "Light", dark: "Dark" }[theme];
+    control.textContent = word;
+    control.setAttribute("aria-label", `${word} colours. Change`);
   };
-  const kept = localStorage.getItem("weir.theme");
-  let theme = THEMES.includes(kept) ? kept : "system";
+  let theme = THEMES.includes(kept("weir.theme")) ? kept("weir.theme") : "system";
   show(theme);
   control.addEventListener("click", () => {
     theme = THEMES[(THEMES.indexOf(theme) + 1) % THEMES.length];
-    localStorage.setItem("weir.theme", theme);
+    keep("weir.theme", theme);
     show(theme);
   });
 }

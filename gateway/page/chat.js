@@ -1,11 +1,11 @@
 // The chat tab: what is said, to whom, and what the buttons do.
 
 import { AnswerBuilder, wholeSentences } from "./answer.js";
-import { ApiFailure, streamChat } from "./api.js";
+import { ApiFailure, listModels, streamChat } from "./api.js";
 import {
   EXAMPLE_TOOLS, Store, exportText, importText, messagesForApi, newConversation, openToolCalls, requestFields, titleOf,
 } from "./conversation.js";
-import { button, byId, download, element, say } from "./dom.js";
+import { button, byId, download, element, keep, kept, say, storageOf } from "./dom.js";
 import { AnswerView, editArticle, emptyState, messageArticle, resultsFor } from "./messages.js";
 import { SettingsForm } from "./settings.js";
 
@@ -18,7 +18,7 @@ function newId() {
 }
 
 export class Chat {
-  #store = new Store(localStorage);
+  #store = new Store(storageOf("localStorage"));
   #chats = [];
   #current;
   #modelName = "";
@@ -33,7 +33,7 @@ export class Chat {
   constructor() {
     this.#settings = new SettingsForm(() => this.#onSettings());
     this.#chats = this.#store.all();
-    this.#current = this.#chats.find((chat) => chat.id === localStorage.getItem(CURRENT)) ?? this.#chats[0];
+    this.#current = this.#chats.find((chat) => chat.id === kept(CURRENT)) ?? this.#chats[0];
     if (this.#current === undefined) this.#add(newConversation(newId()));
     this.#listen();
     this.#open(this.#current);
@@ -87,7 +87,7 @@ export class Chat {
     this.stop();
     this.#current = conversation;
     this.#editing = null;
-    localStorage.setItem(CURRENT, conversation.id);
+    keep(CURRENT, conversation.id);
     this.#settings.show(conversation.settings);
     this.#render();
     this.#scroll.scrollTop = this.#scroll.scrollHeight;
@@ -222,16 +222,18 @@ export class Chat {
     this.#setBusy(true);
     const builder = new AnswerBuilder(() => performance.now());
     const live = this.#liveArticle(builder);
-    const body = {
-      model: this.#modelName,
-      messages: messagesForApi(conversation),
-      ...requestFields(conversation.settings).fields,
-      stream: true,
-      stream_options: { include_usage: true },
-    };
     let failure = null;
     let stopped = false;
     try {
+      // The server may not have been up, or not let us in, when the page began.
+      if (this.#modelName === "") [this.#modelName] = await listModels(this.#settings.key);
+      const body = {
+        model: this.#modelName,
+        messages: messagesForApi(conversation),
+        ...requestFields(conversation.settings).fields,
+        stream: true,
+        stream_options: { include_usage: true },
+      };
       await streamChat(body, {
         key: this.#settings.key,
         signal: running.abort.signal,

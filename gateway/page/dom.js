@@ -34,6 +34,7 @@ export async function copyText(text, from) {
   const before = from.textContent;
   from.focus();
   from.textContent = copied ? "Copied" : "Not copied";
+  say(from.textContent);
   setTimeout(() => (from.textContent = before), 1500);
 }
 
@@ -47,8 +48,26 @@ export function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(url), 10_000);
 }
 
-// Speaks to screen readers through two polite live regions: `say` for a short notice, which replaces the
-// last one, and an Announcer for an answer that grows.
+// A short notice for screen readers; it replaces the last one.
 export function say(text) {
   byId("status").textContent = text;
+}
+
+// The browser's storages, which it may refuse (then nothing outlives the page) or have full.
+export function storageOf(name) {
+  try {
+    return window[name];
+  } catch {
+    return { length: 0, key: () => null, getItem: () => null, removeItem() {}, setItem() { throw new Error("closed"); } };
+  }
+}
+
+export const kept = (name, storage = storageOf("localStorage")) => storage.getItem(name);
+
+export function keep(name, value, storage = storageOf("localStorage")) {
+  try {
+    storage.setItem(name, value);
+  } catch {
+    // It is forgotten with the page, then.
+  }
 }

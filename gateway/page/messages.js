@@ -28,6 +28,7 @@ export class AnswerView {
   #text = element("div", { class: "markdown" });
   #markdown = new MarkdownView(this.#text, copyText);
   #calls = element("div");
+  #shownCalls = "[]";
   #waiting = element("p", { class: "waiting help", hidden: true }, "Waiting for the first token");
   body = element("div", { class: "body" }, this.#details, this.#text, this.#calls, this.#waiting);
 
@@ -36,10 +37,13 @@ export class AnswerView {
     this.#waiting.hidden = !waiting;
     this.#details.hidden = !message.reasoning;
     if (message.reasoning) {
-      this.#summary.textContent = reasoningSummary(message.reasoningSeconds, reasoningNow);
-      this.#reasoning.textContent = message.reasoning.trim();
+      this.#setText(this.#summary, reasoningSummary(message.reasoningSeconds, reasoningNow));
+      this.#setText(this.#reasoning, message.reasoning.trim());
     }
     this.#markdown.update(message.content.trim());
+    const key = JSON.stringify(message.toolCalls ?? []);
+    if (key === this.#shownCalls) return;
+    this.#shownCalls = key;
     this.#calls.replaceChildren(
       ...(message.toolCalls ?? []).map((call) =>
         element("div", { class: "call" },
@@ -47,6 +51,11 @@ export class AnswerView {
           element("pre", {}, element("code", {}, prettyArguments(call.arguments)))),
       ),
     );
+  }
+
+  // What stays as it is keeps its selection.
+  #setText(node, text) {
+    if (node.textContent !== text) node.textContent = text;
   }
 }
 

@@ -37,7 +37,9 @@ export function parseMetrics(text) {
   return families;
 }
 
-const matches = (labels, wanted) => Object.entries(wanted).every(([name, value]) => labels[name] === value);
+// `wanted`: label -> its value, or a pattern for it.
+const matches = (labels, wanted) => Object.entries(wanted).every(([name, value]) =>
+  value instanceof RegExp ? value.test(labels[name] ?? "") : labels[name] === value);
 
 // The sum of the series with these labels; null when there is none.
 export function sum(families, name, wanted = {}) {

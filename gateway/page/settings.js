@@ -1,7 +1,7 @@
 // The form of a chat's settings, and the API key, which no chat holds.
 
 import { EMPTY_SETTINGS, requestFields } from "./conversation.js";
-import { byId } from "./dom.js";
+import { byId, keep, kept, storageOf } from "./dom.js";
 
 const KEY = "weir.key";
 
@@ -21,9 +21,9 @@ export class SettingsForm {
       onChange();
     });
     // Of this browser tab alone, and gone with it.
-    this.#key.value = sessionStorage.getItem(KEY) ?? "";
+    this.#key.value = kept(KEY, storageOf("sessionStorage")) ?? "";
     this.#key.addEventListener("change", () => {
-      sessionStorage.setItem(KEY, this.key);
+      keep(KEY, this.key, storageOf("sessionStorage"));
       document.dispatchEvent(new Event("weir-key"));
     });
   }

@@ -63,6 +63,15 @@ export const CHARTS = [
     { label: "deadline", of: perSecond("weir_requests_total", { outcome: "deadline" }) },
     { label: "slow reader", of: perSecond("weir_requests_total", { outcome: "slow_reader" }) },
     { label: "failed", of: perSecond("weir_requests_total", { outcome: "error" }) }] },
+  { title: "HTTP answers a second", unit: "", series: [
+    { label: "done", of: perSecond("weir_http_requests_total", { path: /^\/v1/, status: /^[123]/ }) },
+    { label: "refused (4xx)", of: perSecond("weir_http_requests_total", { status: /^4/ }) },
+    { label: "failed (5xx)", of: perSecond("weir_http_requests_total", { status: /^5/ }) }] },
+  { title: "HTTP connections", unit: "", series: [
+    { label: "open", of: level("weir_http_connections") },
+    { label: "requests in flight", of: level("weir_http_requests_in_flight") }] },
+  { title: "First token over HTTP", unit: "seconds", series: [
+    ...times(0.5, "weir_http_time_to_first_token_seconds"), ...times(0.99, "weir_http_time_to_first_token_seconds")] },
   { title: "Process", unit: "", series: [{ label: "CPU cores", of: perSecond("process_cpu_seconds_total") }] },
   { title: "Resident memory", unit: "bytes", series: [{ label: "resident", of: level("process_resident_memory_bytes") }] },
 ];
@@ -106,7 +115,7 @@ export class Watch {
     try {
       const text = await readMetrics(byId("key").value.trim(), abort.signal);
       this.#take(parseMetrics(text), performance.now() / 1000);
-      words = this.#hasServer() ? "" : "This door shows its own metrics only: the charts of the model are empty here.";
+      words = this.#hasServer() ? "" : "This is a gateway: it shows what passes through it. Charts of the model are empty; its servers have them.";
     } catch (error) {
       words = error.name === "AbortError" ? "The server does not answer." : error.message;
       this.#readings = [];

@@ -19,4 +19,4 @@ if [ "$1" = "--browser" ]; then
   export WEIR_CHROMIUM
 fi
 export WEIR_NODE_MODULES=$build/node/node_modules WEIR_BUILD_DIR=$build
-exec "$build/node/bin/node" --test "$@"
+exec "$build/node/bin/node" --test --test-timeout=60000 "$@"

@@ -13,6 +13,11 @@ export async function launch() {
   });
 }
 
+// After each test: what a failed one left open.
+export async function closeRest(browser) {
+  await Promise.all(browser.contexts().map((context) => context.close()));
+}
+
 // A page at `address` in a context of its own. `alarms` gathers errors of the console, refusals of the
 // Content-Security-Policy, uncaught exceptions and requests to anywhere else.
 export async function openPage(browser, address, options = {}) {

@@ -2,9 +2,9 @@
 
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
-import { after, before, test } from "node:test";
+import { after, afterEach, before, test } from "node:test";
 
-import { answered, expectNoSideways, launch, openPage, send } from "./browser.mjs";
+import { answered, closeRest, expectNoSideways, launch, openPage, send } from "./browser.mjs";
 import { FakeServer } from "./fake_server.mjs";
 
 const server = new FakeServer();
@@ -15,6 +15,7 @@ before(async () => {
   address = await server.start();
   browser = await launch();
 });
+afterEach(() => closeRest(browser));
 after(async () => {
   await browser?.close();
   server.stop();

@@ -38,6 +38,8 @@ test("sums choose by label, and what is not there is null", () => {
   assert.equal(sum(families, "b"), 50);
   assert.equal(sum(families, "b", { x: "2" }), 5);
   assert.equal(sum(families, "b", { x: "3" }), null);
+  assert.equal(sum(families, "b", { y: /^two/ }), 45);
+  assert.equal(sum(families, "b", { z: /./ }), null);
   assert.equal(sum(families, "zzz"), null);
 });
 
