@@ -13,6 +13,7 @@
 #include "core/thread_pool.h"
 #include "gtest/gtest.h"
 #include "tests/kernels/device_mirror.h"
+#include "tests/kernels/recurrence_cases.h"
 
 namespace weir::kernels {
 namespace {
@@ -23,107 +24,6 @@ using testing::Target;
 constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
 constexpr float kInf = std::numeric_limits<float>::infinity();
 constexpr double kEps = 0x1p-24;
-
-enum class Gate { kMild, kZero, kOne, kFive, kStrong, kHuge, kAlternating, kInfinite, kFixed };
-enum class Betas { kSigmoid, kZero, kOne, kTwo, kNegativeEigenvalues };
-enum class Keys { kRandom, kSame, kZero, kOneHot, kSometimesZero };
-
-struct Case {
-  std::string name;
-  Decay decay;
-  Update update;
-  int heads, heads_q, heads_k, heads_v, heads_g;
-  int K, V;
-  std::vector<int> lengths;
-  Gate gate = Gate::kMild;
-  Betas betas = Betas::kSigmoid;
-  Keys keys = Keys::kRandom;
-};
-
-const std::vector<int> kRagged = {5, 0, 1, 16, 17, 100, 3, 64, 65, 33, 1};
-
-std::vector<Case> Cases() {
-  const Decay none = Decay::kNone, scalar = Decay::kScalar, vector = Decay::kVector;
-  const Update add = Update::kAdditive, delta = Update::kDelta;
-  std::vector<Case> cases = {
-      {"linear", none, add, 4, 4, 2, 2, 1, 20, 24, kRagged},
-      {"retnet", scalar, add, 4, 4, 4, 4, 1, 36, 80, kRagged, Gate::kFixed},
-      {"mamba2", scalar, add, 6, 2, 2, 6, 1, 48, 20, kRagged},
-      {"gla", vector, add, 4, 4, 2, 2, 2, 20, 36, kRagged},
-      {"gla_wide", vector, add, 2, 2, 2, 2, 2, 256, 100, {70, 7}},
-      {"delta", none, delta, 3, 3, 3, 3, 1, 24, 20, kRagged},
-      {"gdn", scalar, delta, 4, 2, 2, 4, 1, 64, 80, kRagged},
-      {"gdn_128", scalar, delta, 2, 2, 2, 2, 1, 128, 128, {130, 2, 64}},
-      {"gdn_64", scalar, delta, 4, 2, 2, 4, 1, 64, 64, {5, 0, 1, 3, 2, 1}},
-      {"gla_64_by_128", vector, add, 6, 6, 2, 2, 2, 64, 128, {5, 0, 1, 3, 2, 1}},
-      {"retnet_128_by_256", scalar, add, 2, 2, 2, 2, 1, 128, 256, {5, 1, 3}, Gate::kFixed},
-      {"kda_256_by_64", vector, delta, 4, 2, 1, 4, 2, 256, 64, {5, 0, 1, 3, 2, 1}},
-      {"delta_256", none, delta, 2, 2, 2, 2, 1, 256, 256, {3, 2}},
-      {"gdn_tall", scalar, delta, 1, 1, 1, 1, 1, 100, 512, {90}},
-      {"kda", vector, delta, 4, 2, 2, 4, 4, 36, 48, kRagged},
-      {"kda_wide", vector, delta, 1, 1, 1, 1, 1, 256, 20, {81}},
-      {"kda_128", vector, delta, 4, 2, 2, 4, 4, 128, 128, kRagged},
-      {"gla_128", vector, add, 4, 4, 2, 2, 2, 128, 128, kRagged},
-      {"kda_128_long", vector, delta, 1, 1, 1, 1, 1, 128, 128, {300}},
-      {"gla_128_long", vector, add, 1, 1, 1, 1, 1, 128, 128, {300}},
-      {"gdn_128_ragged", scalar, delta, 4, 2, 2, 4, 1, 128, 128, kRagged},
-      {"gdn_128_uneven", scalar, delta, 8, 4, 2, 8, 1, 128, 64, {66, 3}},
-      {"gdn_64_ragged", scalar, delta, 2, 2, 2, 2, 1, 64, 64, kRagged},
-      {"gdn_128_long", scalar, delta, 1, 1, 1, 1, 1, 128, 128, {300}},
-      {"delta_64_by_128", none, delta, 2, 2, 2, 2, 1, 64, 128, kRagged},
-      {"linear_128", none, add, 2, 2, 2, 2, 1, 128, 128, kRagged},
-      {"mamba2_128_by_64", scalar, add, 4, 1, 1, 4, 1, 128, 64, kRagged},
-      {"retnet_64_by_128", scalar, add, 2, 2, 2, 2, 1, 64, 128, kRagged, Gate::kFixed},
-      {"tiny", vector, delta, 1, 1, 1, 1, 1, 1, 1, {40, 3}},
-      {"one_value", scalar, delta, 2, 1, 1, 2, 1, 7, 1, {40, 3}},
-  };
-  const std::vector<int> some = {70, 4, 19};
-  for (auto [name, gate] : {std::pair{"zero", Gate::kZero},
-                            {"one", Gate::kOne},
-                            {"five", Gate::kFive},
-                            {"strong", Gate::kStrong},
-                            {"huge", Gate::kHuge},
-                            {"alternating", Gate::kAlternating},
-                            {"infinite", Gate::kInfinite}}) {
-    for (Decay decay : {scalar, vector}) {
-      for (Update update : {add, delta}) {
-        cases.push_back({std::string("gate_") + name + (decay == scalar ? "_scalar" : "_vector") +
-                             (update == add ? "_additive" : "_delta"),
-                         decay, update, 2, 2, 1, 2, 1, 36, 24, some, gate});
-      }
-    }
-    // The dims that have kernels of their own.
-    for (Update update : {add, delta}) {
-      cases.push_back({std::string("gate_") + name + (update == add ? "_gla_128" : "_kda_128"),
-                       vector, update, 1, 1, 1, 1, 1, 128, 128, some, gate});
-      cases.push_back({std::string("gate_") + name + (update == add ? "_mamba2_128" : "_gdn_128"),
-                       scalar, update, 1, 1, 1, 1, 1, 128, 64, some, gate});
-    }
-  }
-  for (auto [name, betas] : {std::pair{"zero", Betas::kZero},
-                             {"one", Betas::kOne},
-                             {"two", Betas::kTwo},
-                             {"negative_eigenvalues", Betas::kNegativeEigenvalues}}) {
-    for (auto [keys_name, keys] : {std::pair{"random", Keys::kRandom},
-                                   {"same", Keys::kSame},
-                                   {"zero", Keys::kZero},
-                                   {"one_hot", Keys::kOneHot},
-                                   {"sometimes_zero", Keys::kSometimesZero}}) {
-      for (Decay decay : {none, scalar, vector}) {
-        const char* prefix = decay == none ? "delta_" : decay == scalar ? "gdn_" : "kda_";
-        cases.push_back({std::string(prefix) + "beta_" + name + "_keys_" + keys_name, decay, delta,
-                         2, 2, 2, 2, 2, 24, 20, some, Gate::kMild, betas, keys});
-      }
-      if (keys == Keys::kSame || keys == Keys::kSometimesZero) {
-        cases.push_back({std::string("kda_128_beta_") + name + "_keys_" + keys_name, vector, delta,
-                         1, 1, 1, 1, 1, 128, 128, some, Gate::kZero, betas, keys});
-        cases.push_back({std::string("gdn_128_beta_") + name + "_keys_" + keys_name, scalar, delta,
-                         1, 1, 1, 1, 1, 128, 64, some, Gate::kZero, betas, keys});
-      }
-    }
-  }
-  return cases;
-}
 
 // Inputs of a case, and a private copy of everything an op may write.
 struct Problem {
@@ -569,6 +469,43 @@ INSTANTIATE_TEST_SUITE_P(Cases, Recurrence,
                            return std::get<0>(info.param).name + "_" +
                                   std::get<1>(info.param).name();
                          });
+
+// On a GPU a long additive sequence may run as two halves at once, if its neighbours leave room:
+// with five sequences of sixteen heads there is none, alone there is.
+TEST(RecurrenceHalves, AreTheSameBitForBit) {
+  WEIR_NEEDS_GPU();
+  const testing::Target target{Device::kCuda, DType::kBF16};
+  ThreadPool pool(2);
+  for (const Gate gate : {Gate::kMild, Gate::kFixed}) {
+    Problem together = MakeProblem({"halves",
+                                    Decay::kScalar,
+                                    Update::kAdditive,
+                                    16,
+                                    1,
+                                    1,
+                                    16,
+                                    1,
+                                    128,
+                                    64,
+                                    {2100, 3, 1, 2, 5},
+                                    gate},
+                                   target);
+    Problem apart = together;
+    const Expected e = DoubleReference(together, ChunkPrecision(target));
+    Call(RecurrenceChunk, target, together, together.Args(), &pool);
+    ExpectNear(together.out, e.out, e.out_tolerance, "out");
+    ExpectNear(together.pool, e.pool, e.pool_tolerance, "state");
+    for (size_t s = 0; s < apart.slots.size(); ++s) {
+      RecurrenceArgs a = apart.Args();
+      a.offsets = TensorView(apart.offsets.data() + s, {2});
+      a.slots = TensorView(apart.slots.data() + s, {1});
+      a.fresh = TensorView(apart.fresh.data() + s, {1});
+      Call(RecurrenceChunk, target, apart, a, &pool);
+    }
+    EXPECT_TRUE(SameBits(together.out, apart.out));
+    EXPECT_TRUE(SameBits(together.pool, apart.pool));
+  }
+}
 
 TEST(RecurrenceContract, StepRefusesTwoTokensOfOneSequence) {
   Problem p = MakeProblem({"two", Decay::kNone, Update::kAdditive, 1, 1, 1, 1, 1, 4, 4, {2}});

@@ -29,6 +29,19 @@ CUtensorMap Map(const TensorView& x) {
   return sm90::MakeTileMap(x.raw(), x.size(0), x.size(1) * x.size(2), x.row_stride(), sm90::kChunk);
 }
 
+// As many sequences as leave half of the multiprocessors free: their halves run beside each other.
+// 0: not even one, or the delta rule, whose state needs as much work as its outputs.
+int SplitUnits(const RecurrenceArgs& args) {
+  if (args.update == Update::kDelta) return 0;
+  const int blocks = args.heads * static_cast<int>(args.v.size(2) / 64);
+  return blocks == 0 ? 0 : cuda::Device().multiprocessors / 2 / blocks;
+}
+
+int64_t RecordsBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences) {
+  return sm90::ChunkSlots(tokens, sequences) * args.heads *
+         sm90::RecordBytes(args.update == Update::kDelta);
+}
+
 }  // namespace
 
 sm90::ScalarChunkParams sm90::MakeScalarChunkParams(const RecurrenceArgs& args) {
@@ -67,6 +80,10 @@ sm90::ScalarChunkParams sm90::MakeScalarChunkParams(const RecurrenceArgs& args) 
   p.state = static_cast<float*>(args.state);
   p.slot_stride = args.slot_stride_bytes / 4;
   p.records = static_cast<uint8_t*>(args.scratch);
+  const int64_t tokens = args.q.size(0);
+  if (SplitUnits(args) > 0 && p.sequences <= SplitUnits(args) && tokens >= kSplitChunks * kChunk) {
+    p.halves = reinterpret_cast<float*>(p.records + RecordsBytes(args, tokens, p.sequences));
+  }
   return p;
 }
 
@@ -85,8 +102,9 @@ bool ScalarChunkSupported(const RecurrenceArgs& args) {
 }
 
 int64_t ScalarChunkScratchBytes(const RecurrenceArgs& args, int64_t tokens, int64_t sequences) {
-  return sm90::ChunkSlots(tokens, sequences) * args.heads *
-         sm90::RecordBytes(args.update == Update::kDelta);
+  const int64_t halves = std::min<int64_t>(sequences, SplitUnits(args)) * args.heads * 2 * 4 *
+                         args.v.size(2) * args.k.size(2);
+  return RecordsBytes(args, tokens, sequences) + halves;
 }
 
 void ScalarChunk(const RecurrenceArgs& args, Stream stream) {

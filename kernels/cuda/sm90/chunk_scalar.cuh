@@ -45,6 +45,9 @@ constexpr int RecordLoaded(bool delta) {
 }
 constexpr int RecordBytes(bool delta) { return RecordLoaded(delta) + (delta ? kRecordTile : 0); }
 
+// A sequence of fewer chunks is not worth splitting.
+constexpr int kSplitChunks = 32;
+
 struct ScalarChunkParams {
   // Chunk c of sequence s is in slot offsets[s] / 64 + s + c: in order, none twice, and each kernel
   // finds them without a table.
@@ -68,6 +71,9 @@ struct ScalarChunkParams {
   float* state;
   int64_t slot_stride;  // floats
   uint8_t* records;     // [chunk slots, heads, RecordBytes]
+  // Additive, few sequences: [sequences, heads, v_dim / 64, 2, 64, K] states before the first and
+  // before the second half of a sequence; null: no sequence is split.
+  float* halves;
 };
 
 __host__ __device__ inline int64_t ChunkSlots(int64_t tokens, int64_t sequences) {

@@ -1,6 +1,10 @@
 // The serial half of the scalar-decay prefill (see chunk_scalar.cuh): the state goes from chunk to
 // chunk in the accumulators of one warpgroup and meets the tensor cores as their register operand;
 // only the inputs pass through shared memory.
+//
+// An additive chain has a short cut: a state needs no outputs. Where sequences are few and long, a
+// first kernel runs the first half of each for its state alone (a third of the work), then both
+// halves run at once. The second half starts from the very bits that the first ends with.
 #include "core/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/sm90/chunk_scalar.cuh"
@@ -154,24 +158,97 @@ __device__ __forceinline__ float2* StatePair(float* state, int i) {
   return reinterpret_cast<float2*>(state + row * kK + column);
 }
 
+// Loads what the state alone needs: keys, values, gates.
+template <int kK>
+__device__ __forceinline__ void ProduceForState(const ScalarChunkParams& p, const Item& item,
+                                                const CUtensorMap* k_map, const CUtensorMap* v_map,
+                                                uint8_t* stages, int stage_count, uint64_t* full,
+                                                uint64_t* empty) {
+  using S = Stage<kK, false, 1>;
+  int stage = 0, round = 0;
+  for (int c = 0; c < item.chunks; ++c) {
+    if (round > 0) BarrierWait(&empty[stage], (round - 1) & 1);
+    uint8_t* to = stages + stage * S::kBytes;
+    BarrierArriveExpect(&full[stage], kRecordGates + S::kRows + kTileBytes);
+    const int row = static_cast<int>(item.t0) + c * kChunk;
+#pragma unroll
+    for (int i = 0; i < kK / 64; ++i) {
+      CopyTile(to + S::kKeys + i * kTileBytes, k_map, item.head / p.per_k * kK + 64 * i, row,
+               &full[stage]);
+    }
+    CopyTile(to + S::kVal, v_map, item.head / p.per_v * p.v_dim + item.value0, row, &full[stage]);
+    CopyBytes(to + S::kGates, Record<false>(p, item, c) + S::kGates, kRecordGates, &full[stage]);
+    if (++stage == stage_count) stage = 0, ++round;
+  }
+}
+
+// Two tokens' gates as an accumulator or operand register has them.
+__device__ __forceinline__ float2 GatePair(const float* gates, int i) {
+  return *reinterpret_cast<const float2*>(gates + 16 * (i / 4) + i % 4 / 2 * 8 +
+                                          2 * (threadIdx.x % 4));
+}
+
+// The state after whole chunks, by the same operations in the same order as Consume. `start` gets
+// the state before them. REQUIRES: every chunk has all its tokens.
+template <int kK>
+__device__ __forceinline__ void ConsumeForState(const Item& item, float* from, bool fresh,
+                                                float* start, float* to, uint8_t* stages,
+                                                int stage_count, uint64_t* full, uint64_t* empty) {
+  using S = Stage<kK, false, 1>;
+  float s[kK / 2];
+#pragma unroll
+  for (int i = 0; i < kK / 4; ++i) {
+    const float2 x = fresh ? make_float2(0.0f, 0.0f) : *StatePair<kK>(from, i);
+    s[2 * i] = x.x, s[2 * i + 1] = x.y;
+    *StatePair<kK>(start, i) = x;
+  }
+  int stage = 0, round = 0;
+  for (int c = 0; c < item.chunks; ++c) {
+    const uint8_t* at = stages + stage * S::kBytes;
+    const float* decay = reinterpret_cast<const float*>(at + S::kGates);
+    BarrierWait(&full[stage], round & 1);
+    uint32_t v[16];
+    LoadValues(v, at + S::kVal);
+    const float end = decay[kChunk - 1];
+#pragma unroll
+    for (int i = 0; i < kK / 2; ++i) s[i] *= end;
+#pragma unroll
+    for (int i = 0; i < 16; ++i) {
+      const float2 e = GatePair(decay + kChunk, i);
+      v[i] = PackBf16(__uint_as_float(v[i] << 16) * e.x, __uint_as_float(v[i] & 0xffff0000u) * e.y);
+    }
+    Pin(v);
+    Pin(s);
+    MmaFence();
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      Mma<true>(s, v + 4 * i, ColumnTile(at + S::kKeys) + i * kColumnTileStep);
+    }
+    MmaCommit();
+    MmaWait<0>();
+    Pin(s);
+    BarrierArrive(&empty[stage]);
+    if (++stage == stage_count) stage = 0, ++round;
+  }
+#pragma unroll
+  for (int i = 0; i < kK / 4; ++i) *StatePair<kK>(to, i) = make_float2(s[2 * i], s[2 * i + 1]);
+}
+
+// The state goes from `from` (zero when `fresh`) to `to` (null: nobody needs it).
 template <int kK, bool kDelta, int kGroups>
-__device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& item, float* state,
-                                        bool fresh, uint8_t* stages, int stage_count,
+__device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& item, float* from,
+                                        bool fresh, float* to, uint8_t* stages, int stage_count,
                                         uint64_t* full, uint64_t* empty) {
   using S = Stage<kK, kDelta, kGroups>;
-  const int group = threadIdx.x / kGroup, lane = threadIdx.x % 32, pair = 2 * (lane % 4);
+  const int group = threadIdx.x / kGroup;
   bf16* out = static_cast<bf16*>(p.out) + item.t0 * p.out_row + item.head * p.v_dim + item.value0 +
               kValues * group;
   float s[kK / 2];
 #pragma unroll
   for (int i = 0; i < kK / 4; ++i) {
-    const float2 x = fresh ? make_float2(0.0f, 0.0f) : *StatePair<kK>(state, i);
+    const float2 x = fresh ? make_float2(0.0f, 0.0f) : *StatePair<kK>(from, i);
     s[2 * i] = x.x, s[2 * i + 1] = x.y;
   }
-  // Pairs of tokens as an accumulator or operand register has them.
-  const auto gates = [pair](const float* x, int i) {
-    return *reinterpret_cast<const float2*>(x + 16 * (i / 4) + i % 4 / 2 * 8 + pair);
-  };
   uint8_t* tile = stages + stage_count * S::kBytes + group * kTileBytes;
   // All products are waited for within their iteration: the compiler would otherwise run them one
   // by one. What is left for the next one to cover is in plain registers: outputs to store, the
@@ -242,7 +319,7 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
       Pin(x);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        const float2 e = gates(decay, i);
+        const float2 e = GatePair(decay, i);
         vb[i] = PackBf16(fmaf(-e.x, x[2 * i], __uint_as_float(vb[i] << 16)),
                          fmaf(-e.y, x[2 * i + 1], __uint_as_float(vb[i] & 0xffff0000u)));
       }
@@ -266,7 +343,7 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
       Pin(y);
 #pragma unroll
       for (int i = 0; i < 16; ++i) {
-        const float2 e = gates(scaled_decay, i);
+        const float2 e = GatePair(scaled_decay, i);
         y[2 * i] *= e.x;
         y[2 * i + 1] *= e.y;
       }
@@ -295,7 +372,7 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
     }
 #pragma unroll
     for (int i = 0; i < 16; ++i) {
-      const float2 e = gates(decay_to_end, i);
+      const float2 e = GatePair(decay_to_end, i);
       const float low = kDelta ? x[2 * i] : __uint_as_float(vb[i] << 16);
       const float high = kDelta ? x[2 * i + 1] : __uint_as_float(vb[i] & 0xffff0000u);
       ve[i] = PackBf16(low * e.x, high * e.y);
@@ -330,11 +407,80 @@ __device__ __forceinline__ void Consume(const ScalarChunkParams& p, const Item& 
   const int last = item.chunks - 1;
   StoreOutput(ob, tile, 2 + group, out + int64_t{last} * kChunk * p.out_row, p.out_row,
               item.length - last * kChunk);
+  if (!kDelta && kGroups == 1 && to == nullptr) return;
 #pragma unroll
-  for (int i = 0; i < kK / 4; ++i) *StatePair<kK>(state, i) = make_float2(s[2 * i], s[2 * i + 1]);
+  for (int i = 0; i < kK / 4; ++i) *StatePair<kK>(to, i) = make_float2(s[2 * i], s[2 * i + 1]);
+}
+
+// What block `block` of a grid over sequences, heads and parts of the values works on. False:
+// nothing.
+template <int kGroups>
+__device__ __forceinline__ bool FindItem(const ScalarChunkParams& p, int block, Item* item,
+                                         int* sequence) {
+  const int parts = p.v_dim / (kValues * kGroups);
+  const int s = block / parts / p.heads;
+  item->head = block / parts % p.heads;
+  item->value0 = block % parts * kValues * kGroups;
+  item->t0 = p.offsets[s];
+  item->length = p.offsets[s + 1] - static_cast<int>(item->t0);
+  item->chunks = (item->length + kChunk - 1) / kChunk;
+  item->first_slot = static_cast<int>(item->t0) / kChunk + s;
+  *sequence = s;
+  return item->length > 0;
+}
+
+__device__ __forceinline__ bool IsSplit(const ScalarChunkParams& p, const Item& item) {
+  return p.halves != nullptr && item.chunks >= kSplitChunks;
+}
+// Of a block: the state before the first half, then that before the second.
+template <int kK>
+__device__ __forceinline__ float* HalfState(const ScalarChunkParams& p, int block, int half) {
+  return p.halves + (int64_t{block} * 2 + half) * kValues * kK;
+}
+
+// Barriers of the pipeline; all threads.
+__device__ __forceinline__ void InitPipeline(uint64_t* full, uint64_t* empty, int stage_count,
+                                             int consumers) {
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < stage_count; ++i) {
+      BarrierInit(&full[i], 1);
+      BarrierInit(&empty[i], consumers);
+    }
+    BarrierInitFence();
+  }
+  __syncthreads();
 }
 
 #endif
+
+template <int kK>
+__global__ void __launch_bounds__(2 * kGroup, 1)
+    HalfStateKernel(const __grid_constant__ ScalarChunkParams p,
+                    const __grid_constant__ CUtensorMap k_map,
+                    const __grid_constant__ CUtensorMap v_map, int stage_count) {
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+  extern __shared__ __align__(1024) uint8_t stages[];
+  __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
+  InitPipeline(full, empty, stage_count, kGroup);
+  PdlWait();
+  PdlLaunchDependents();
+  const int block = static_cast<int>(blockIdx.x);
+  Item item;
+  int s = 0;
+  if (!FindItem<1>(p, block, &item, &s) || p.slots[s] < 0 || !IsSplit(p, item)) return;
+  item.chunks /= 2;
+  if (threadIdx.x >= kGroup) {
+    if (threadIdx.x == kGroup) {
+      ProduceForState<kK>(p, item, &k_map, &v_map, stages, stage_count, full, empty);
+    }
+    return;
+  }
+  float* state =
+      p.state + p.slots[s] * p.slot_stride + (int64_t{item.head} * p.v_dim + item.value0) * kK;
+  ConsumeForState<kK>(item, state, p.fresh[s] != 0, HalfState<kK>(p, block, 0),
+                      HalfState<kK>(p, block, 1), stages, stage_count, full, empty);
+#endif
+}
 
 template <int kK, bool kDelta, int kGroups>
 __global__ void __launch_bounds__((kGroups + 1) * kGroup, 1)
@@ -346,30 +492,29 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroup, 1)
   extern __shared__ __align__(1024) uint8_t stages[];
   __shared__ uint64_t full[kMaxStages], empty[kMaxStages];
   if (threadIdx.x == 0) {
-    for (int i = 0; i < stage_count; ++i) {
-      BarrierInit(&full[i], 1);
-      BarrierInit(&empty[i], kGroups * kGroup);
-    }
-    BarrierInitFence();
     PrefetchMap(&q_map);
     PrefetchMap(&k_map);
     PrefetchMap(&v_map);
   }
-  __syncthreads();
+  InitPipeline(full, empty, stage_count, kGroups * kGroup);
   PdlWait();
   PdlLaunchDependents();
-  const int parts = p.v_dim / (kValues * kGroups);
-  const int part = blockIdx.x % parts, s = blockIdx.x / parts / p.heads;
+  // With halves the grid is twice as large; its second half is for the second ones.
+  constexpr bool kMaySplit = !kDelta && kGroups == 1;
+  int block = static_cast<int>(blockIdx.x), half = 0;
+  if (kMaySplit && p.halves != nullptr) {
+    const int blocks = static_cast<int>(gridDim.x) / 2;
+    half = block / blocks;
+    block %= blocks;
+  }
   Item item;
-  item.head = blockIdx.x / parts % p.heads;
-  item.value0 = part * kValues * kGroups;
-  item.t0 = p.offsets[s];
-  item.length = p.offsets[s + 1] - static_cast<int>(item.t0);
-  item.chunks = (item.length + kChunk - 1) / kChunk;
-  item.first_slot = static_cast<int>(item.t0) / kChunk + s;
-  if (item.length <= 0) return;
+  int s = 0;
+  if (!FindItem<kGroups>(p, block, &item, &s)) return;
+  const bool split = kMaySplit && IsSplit(p, item);
+  if (half > 0 && !split) return;
   const int slot = p.slots[s];
   if (slot < 0) {
+    if (half > 0) return;
     constexpr int kPieces = kValues * kGroups / 8;
     bf16* out = static_cast<bf16*>(p.out) + item.t0 * p.out_row + item.head * p.v_dim + item.value0;
     for (int64_t i = threadIdx.x; i < int64_t{item.length} * kPieces; i += blockDim.x) {
@@ -377,6 +522,13 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroup, 1)
           make_uint4(0, 0, 0, 0);
     }
     return;
+  }
+  if (kMaySplit && split) {
+    const int before = half * (item.chunks / 2);
+    item.chunks = half == 0 ? item.chunks / 2 : item.chunks - before;
+    item.length = half == 0 ? item.chunks * kChunk : item.length - before * kChunk;
+    item.t0 += before * kChunk;
+    item.first_slot += before;
   }
   if (threadIdx.x >= kGroups * kGroup) {
     if (kGroups == 2) LowerRegisters<kProducerRegisters>();
@@ -389,7 +541,10 @@ __global__ void __launch_bounds__((kGroups + 1) * kGroup, 1)
     float* state =
         p.state + slot * p.slot_stride +
         (int64_t{item.head} * p.v_dim + item.value0 + threadIdx.x / kGroup * kValues) * kK;
-    Consume<kK, kDelta, kGroups>(p, item, state, p.fresh[s] != 0, stages, stage_count, full, empty);
+    float* from = split ? HalfState<kK>(p, block, half) : state;
+    Consume<kK, kDelta, kGroups>(p, item, from, !split && p.fresh[s] != 0,
+                                 split && half == 0 ? nullptr : state, stages, stage_count, full,
+                                 empty);
   }
 #endif
 }
@@ -401,8 +556,14 @@ void LaunchSerial(const ScalarChunkParams& p, const CUtensorMap& q_map, const CU
   const int stages = 3;
   LaunchOptions options;
   options.shared_bytes = static_cast<size_t>(stages * S::kBytes + kGroups * kTileBytes);
+  const int blocks = p.sequences * p.heads * (p.v_dim / (kValues * kGroups));
+  if (p.halves != nullptr) {
+    WEIR_CHECK(!kDelta && kGroups == 1);
+    Launch("ScalarChunkHalfState", stream, HalfStateKernel<kK>, dim3(static_cast<unsigned>(blocks)),
+           dim3(2 * kGroup), options, p, k_map, v_map, stages);
+  }
   Launch("ScalarChunk", stream, SerialKernel<kK, kDelta, kGroups>,
-         dim3(static_cast<unsigned>(p.sequences * p.heads * (p.v_dim / (kValues * kGroups)))),
+         dim3(static_cast<unsigned>(p.halves != nullptr ? 2 * blocks : blocks)),
          dim3((kGroups + 1) * kGroup), options, p, q_map, k_map, v_map, stages);
 }
 
