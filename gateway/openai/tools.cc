@@ -1,4 +1,6 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -41,9 +43,13 @@ std::string ToolText(const Json& given, const std::string& path, Problems* probl
   return Json{{"type", "function"}, {"function", std::move(shown)}}.dump();
 }
 
-// The function that {"type": "function", "function": {"name": ...}} names; nullptr: refused.
-const std::string* NamedFunction(const Json& given, Fields* fields) {
-  Fields choice(given, "tool_choice", fields->problems());
+// The name in {"type": "function", "function": {"name": ...}}; nullptr: refused.
+const std::string* NamedFunction(const Json& given, const std::string& path, Problems* problems) {
+  if (!given.is_object()) {
+    problems->Add(path, absl::StrCat("must be an object, is ", Kind(given)));
+    return nullptr;
+  }
+  Fields choice(given, path, problems);
   if (choice.Take("type") == nullptr) choice.Problem("type", "is required");
   choice.Only("type", "function", kOnlyFunctions);
   const Json* body = choice.Object("function");
@@ -52,19 +58,83 @@ const std::string* NamedFunction(const Json& given, Fields* fields) {
     choice.Problem("function", "is required");
     return nullptr;
   }
-  Fields function(*body, "tool_choice.function", fields->problems());
+  Fields function(*body, path + ".function", problems);
   const std::string* name = function.String("name");
   if (name == nullptr) function.Problem("name", "is required");
   function.RefuseUnknown();
   return name;
 }
 
+std::string ToolName(const std::string& tool) {
+  return Json::parse(tool).at("function").value("name", "");
+}
+
 bool HasTool(const v1::Chat& chat, const std::string& name) {
-  for (const std::string& tool : chat.tools()) {
-    const Json parsed = Json::parse(tool, nullptr, /*allow_exceptions=*/false);
-    if (parsed["function"].value("name", "") == name) return true;
+  return std::any_of(chat.tools().begin(), chat.tools().end(),
+                     [&name](const std::string& tool) { return ToolName(tool) == name; });
+}
+
+// {"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}: the model is shown
+// only these tools.
+void ReadAllowedTools(const Json& given, Fields* fields, v1::Chat* chat, v1::ToolUse* use) {
+  Fields choice(given, "tool_choice", fields->problems());
+  choice.Take("type");
+  const Json* body = choice.Object("allowed_tools");
+  choice.RefuseUnknown();
+  if (body == nullptr) return choice.Problem("allowed_tools", "is required");
+  Fields allowed(*body, "tool_choice.allowed_tools", fields->problems());
+  const std::string* mode = allowed.String("mode");
+  if (mode == nullptr || (*mode != "auto" && *mode != "required")) {
+    allowed.Problem("mode", "must be auto or required");
+  } else if (*mode == "required") {
+    use->set_mode(v1::ToolUse::MODE_REQUIRED);
   }
-  return false;
+  const Json* tools = allowed.Array("tools");
+  allowed.RefuseUnknown();
+  if (tools == nullptr || tools->empty()) return allowed.Problem("tools", "must name a tool");
+  std::set<std::string> names;
+  for (size_t i = 0; i < tools->size(); ++i) {
+    const std::string path = absl::StrCat("tool_choice.allowed_tools.tools[", i, "]");
+    const std::string* name = NamedFunction((*tools)[i], path, fields->problems());
+    if (name == nullptr) continue;
+    if (!HasTool(*chat, *name)) fields->problems()->Add(path, "is none of the names in tools");
+    names.insert(*name);
+  }
+  auto* shown = chat->mutable_tools();
+  shown->erase(
+      std::remove_if(shown->begin(), shown->end(),
+                     [&](const std::string& tool) { return !names.contains(ToolName(tool)); }),
+      shown->end());
+}
+
+// One of the words, or an object.
+v1::ToolUse ReadChoice(const Json& choice, Fields* fields, v1::Chat* chat) {
+  v1::ToolUse use;
+  if (choice.is_string()) {
+    const std::string& word = choice.get_ref<const std::string&>();
+    if (word == "none") {
+      use.set_mode(v1::ToolUse::MODE_NONE);
+    } else if (word == "required") {
+      use.set_mode(v1::ToolUse::MODE_REQUIRED);
+    } else if (word != "auto") {
+      fields->Problem("tool_choice", "must be none, auto, required or name a function");
+    }
+  } else if (choice.is_object() && choice.value("type", Json()) == "allowed_tools") {
+    ReadAllowedTools(choice, fields, chat, &use);
+  } else if (choice.is_object()) {
+    const std::string* name = NamedFunction(choice, "tool_choice", fields->problems());
+    use.set_mode(v1::ToolUse::MODE_NAMED);
+    if (name != nullptr) {
+      use.set_name(*name);
+      if (chat->tools_size() > 0 && !HasTool(*chat, *name)) {
+        fields->Problem("tool_choice.function.name", "is none of the names in tools");
+      }
+    }
+  } else {
+    fields->Problem("tool_choice",
+                    absl::StrCat("must be a string or an object, is ", Kind(choice)));
+  }
+  return use;
 }
 
 }  // namespace
@@ -80,34 +150,14 @@ void ReadTools(Fields* fields, v1::Chat* chat) {
 void ReadToolChoice(Fields* fields, v1::GenerateRequest* request) {
   const auto parallel = fields->Bool("parallel_tool_calls");
   const Json* choice = fields->Take("tool_choice");
-  const bool has_tools = request->chat().tools_size() > 0;
+  v1::Chat* chat = request->mutable_chat();
+  const bool has_tools = chat->tools_size() > 0;
   v1::ToolUse use;
-  if (choice != nullptr && choice->is_string()) {
-    const std::string& word = choice->get_ref<const std::string&>();
-    if (word == "none") {
-      use.set_mode(v1::ToolUse::MODE_NONE);
-    } else if (word == "required") {
-      use.set_mode(v1::ToolUse::MODE_REQUIRED);
-    } else if (word != "auto") {
-      fields->Problem("tool_choice", "must be none, auto, required or name a function");
-    }
-  } else if (choice != nullptr && choice->is_object()) {
-    const std::string* name = NamedFunction(*choice, fields);
-    use.set_mode(v1::ToolUse::MODE_NAMED);
-    if (name != nullptr) {
-      use.set_name(*name);
-      if (has_tools && !HasTool(request->chat(), *name)) {
-        fields->Problem("tool_choice.function.name", "is none of the names in tools");
-      }
-    }
-  } else if (choice != nullptr) {
-    fields->Problem("tool_choice",
-                    absl::StrCat("must be a string or an object, is ", Kind(*choice)));
-  }
-  const bool forced =
-      use.mode() == v1::ToolUse::MODE_REQUIRED || use.mode() == v1::ToolUse::MODE_NAMED;
+  if (choice != nullptr) use = ReadChoice(*choice, fields, chat);
   if (!has_tools) {
-    if (forced) fields->Problem("tool_choice", "is only allowed when tools are given");
+    if (use.mode() == v1::ToolUse::MODE_REQUIRED || use.mode() == v1::ToolUse::MODE_NAMED) {
+      fields->Problem("tool_choice", "is only allowed when tools are given");
+    }
     return;
   }
   if (parallel) use.set_parallel(*parallel);

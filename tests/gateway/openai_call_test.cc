@@ -190,6 +190,14 @@ TEST(ParseChatCompletion, WhatIsNotServedIsRefusedByName) {
       {R"("tool_choice": "sometimes")", "tool_choice", "none, auto, required"},
       {R"("tool_choice": {"type": "custom", "custom": {"name": "x"}})", "tool_choice.type",
        "only functions"},
+      {R"("tool_choice": {"type": "allowed_tools"})", "tool_choice.allowed_tools", "required"},
+      {R"("tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "never",
+          "tools": [{"type": "function", "function": {"name": "f"}}]}})",
+       "tool_choice.allowed_tools.mode", "auto or required"},
+      {R"("tools": [{"type": "function", "function": {"name": "f"}}], "tool_choice":
+          {"type": "allowed_tools", "allowed_tools": {"mode": "auto",
+          "tools": [{"type": "function", "function": {"name": "g"}}]}})",
+       "tool_choice.allowed_tools.tools[0]", "none of the names"},
       {R"("tools": [{"type": "custom", "custom": {}}])", "tools[0].type", "only functions"},
       {R"("tools": [{"type": "function", "function": {}}])", "tools[0].function.name", "required"},
       {R"("tools": [{"type": "function", "function": {"name": "f", "x": 1}}])",
@@ -263,6 +271,21 @@ TEST(ParseChatCompletion, EveryKindOfMessageArrives) {
   want.mutable_chat()->add_tools(
       R"({"type":"function","function":{"name":"f","parameters":{"type":"object",)"
       R"("properties":{"x":{},"a":{}}}}})");
+  ExpectEqual(std::get<Call>(parsed).prompts[0], want.DebugString());
+}
+
+TEST(ParseChatCompletion, AllowedToolsAreTheOnesShown) {
+  const auto parsed = ParseChatCompletion(
+      std::string("{") + kHi + R"(, "tools": [{"type": "function", "function": {"name": "f"}},
+        {"type": "function", "function": {"name": "g"}}], "tool_choice": {"type": "allowed_tools",
+        "allowed_tools": {"mode": "required", "tools": [{"type": "function", "function":
+        {"name": "g"}}]}}})",
+      TinyFacts());
+  ASSERT_TRUE(std::holds_alternative<Call>(parsed)) << std::get<ApiError>(parsed).message;
+  v1::GenerateRequest want = FromText(kHiRequest);
+  want.MergeFrom(FromText(std::string(kOutput) + R"(
+      chat { tools: '{"type":"function","function":{"name":"g"}}' }
+      tool_use { mode: MODE_REQUIRED })"));
   ExpectEqual(std::get<Call>(parsed).prompts[0], want.DebugString());
 }
 
