@@ -277,7 +277,7 @@ Connection::Awaitable<Connection::Outcome> Connection::ReadWhile(RequestParser::
       if (exchange.budget.Hold(held) > options.max_bodies_bytes) co_return Outcome::kNoRoom;
     } else if (!started) {
       if (input_.capacity() > kKeptCapacity) std::string().swap(input_);
-      if (door_->draining) co_return Outcome::kEnded;
+      if (door_->draining && !first_request_) co_return Outcome::kEnded;
     }
     if (gone()) co_return Outcome::kEnded;
     if (Clock::now() >= deadline) co_return Outcome::kTimeout;

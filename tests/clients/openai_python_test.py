@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+import subprocess
 import sys
 import time
 from typing import Literal
@@ -14,7 +16,7 @@ from openai.types import completion_create_params as text_params
 from openai.types.chat import completion_create_params as chat_params
 from pydantic import BaseModel
 
-from server import ROOT, Server
+from server import BUILD, ROOT, Server
 
 MODEL = "weir-tiny"
 WEATHER = {
@@ -368,20 +370,55 @@ def test_a_stream_that_is_closed_frees_its_slot(client, server):
     server.wait_until_idle(2)
 
 
+def hold(client, number: int) -> list[openai.Stream]:
+    """Streams that go on until they are closed."""
+    return [client.chat.completions.create(
+        model=MODEL, messages=HELLO, max_tokens=7000, stream=True, extra_body={"ignore_eos": True})
+        for _ in range(number)]
+
+
 def test_a_full_server_answers_429_and_a_draining_one_503():
-    with Server("--slots", "1", "--max-queued-requests", "1") as small:
+    with Server("--slots", "1", "--max-queued-requests", "1", "--drain-time", "20s") as small:
         client = openai.OpenAI(base_url=small.base_url, api_key="unused", max_retries=0, timeout=30)
+        (running,) = hold(client, 1)
+        next(running)
         held = []
         with pytest.raises(openai.RateLimitError) as error:
-            for _ in range(4):
-                held.append(client.chat.completions.create(
-                    model=MODEL, messages=HELLO, max_tokens=7000, stream=True,
-                    extra_body={"ignore_eos": True}))
+            for _ in range(3):
+                held += hold(client, 1)
         assert error.value.code == "rate_limit_exceeded"
         assert int(error.value.response.headers["retry-after"]) >= 1
-        for stream in held:
+        small.terminate()
+        with pytest.raises(openai.InternalServerError) as error:
+            while True:  # each on a connection of its own: idle ones are closed
+                with openai.OpenAI(base_url=small.base_url, api_key="unused", max_retries=0) as other:
+                    other.models.retrieve(MODEL)
+                    other.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+        assert error.value.status_code == 503 and error.value.code == "service_unavailable"
+        assert next(running).choices  # what runs goes on
+        for stream in [running, *held]:
             stream.close()
-        small.wait_until_idle()
+
+
+def test_keys_and_their_limits(tmp_path):
+    keys = tmp_path / "keys"
+    add = [BUILD / "weir", "keys", "add", keys, "anna", "--concurrent", "1"]
+    said = subprocess.run(add, check=True, stdout=subprocess.PIPE, text=True).stdout
+    key = re.search(r"\S{20,}", said).group()
+    with Server("--api-keys", str(keys)) as server:
+        def client_with(key: str) -> openai.OpenAI:
+            return openai.OpenAI(base_url=server.base_url, api_key=key, max_retries=0, timeout=30)
+
+        with pytest.raises(openai.AuthenticationError) as error:
+            client_with("sk-wrong").models.list()
+        assert error.value.status_code == 401 and error.value.code == "invalid_api_key"
+        client = client_with(key)
+        assert client.models.list().data[0].id == MODEL
+        (stream,) = hold(client, 1)
+        next(stream)
+        with pytest.raises(openai.RateLimitError):
+            client.chat.completions.create(model=MODEL, messages=HELLO)
+        stream.close()
 
 
 def test_a_timeout_is_the_clients_own(client, server):

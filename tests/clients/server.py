@@ -1,7 +1,8 @@
 """The real server on free ports, for tests with real clients.
 
 As a module: `with Server() as server: server.base_url`. As a program it runs a command beside a
-server, with WEIR_URL (http://HOST:PORT) in its environment, and ends with the command's status:
+server, with WEIR_URL (http://HOST:PORT) and WEIR_NODE_MODULES in its environment, and ends with the
+command's status:
 
     server.py COMMAND...
 """
@@ -29,6 +30,7 @@ class Server:
 
     def __init__(self, *arguments: str):
         self.arguments = arguments
+        self.terminated = False
 
     def __enter__(self) -> Server:
         self.folder = tempfile.TemporaryDirectory(prefix="weir-clients-")
@@ -50,7 +52,8 @@ class Server:
         return self
 
     def __exit__(self, *error: object) -> None:
-        self.process.send_signal(signal.SIGTERM)
+        if not self.terminated:
+            self.terminate()
         try:
             status = self.process.wait(timeout=30)
         except subprocess.TimeoutExpired:
@@ -60,6 +63,11 @@ class Server:
         self.folder.cleanup()
         if status != 0:
             raise RuntimeError(f"the server ended with {status}:\n{output}")
+
+    def terminate(self) -> None:
+        """SIGTERM: it drains and ends, by itself."""
+        self.terminated = True
+        self.process.send_signal(signal.SIGTERM)
 
     def output(self) -> str:
         self.log.flush()
@@ -83,7 +91,8 @@ class Server:
 
 def main() -> int:
     with Server() as server:
-        return subprocess.run(sys.argv[1:], env=os.environ | {"WEIR_URL": server.url}).returncode
+        more = {"WEIR_URL": server.url, "WEIR_NODE_MODULES": str(BUILD / "node/node_modules")}
+        return subprocess.run(sys.argv[1:], env=os.environ | more).returncode
 
 
 if __name__ == "__main__":
