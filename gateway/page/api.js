@@ -29,12 +29,21 @@ export function failureFrom(status, body, retryAfter) {
     const words = "The server asks for an API key that it knows. Enter one under Settings.";
     return new ApiFailure(`${words} ${detail}`.trim(), { status, retryable: true, needsKey: true });
   }
-  if (status === 413) return new ApiFailure(`The conversation is too large for the server. ${detail}`.trim(), { status });
-  if (status === 429) return new ApiFailure(`The server has too much to do. ${detail}${wait}`.trim(), options);
-  if (status === 503) return new ApiFailure(`The server takes no requests now. ${detail}${wait}`.trim(), options);
-  if (status === 408 || status === 504) return new ApiFailure(`It took too long. ${detail}`.trim(), options);
-  if (status >= 500) return new ApiFailure(`The server failed (${status}). ${detail}${wait}`.trim(), options);
-  return new ApiFailure(`The server refuses this request. ${detail || `Status ${status}.`}`, { status });
+  if (status === 413)
+    return new ApiFailure(`The conversation is too large for the server. ${detail}`.trim(), {
+      status,
+    });
+  if (status === 429)
+    return new ApiFailure(`The server has too much to do. ${detail}${wait}`.trim(), options);
+  if (status === 503)
+    return new ApiFailure(`The server takes no requests now. ${detail}${wait}`.trim(), options);
+  if (status === 408 || status === 504)
+    return new ApiFailure(`It took too long. ${detail}`.trim(), options);
+  if (status >= 500)
+    return new ApiFailure(`The server failed (${status}). ${detail}${wait}`.trim(), options);
+  return new ApiFailure(`The server refuses this request. ${detail || `Status ${status}.`}`, {
+    status,
+  });
 }
 
 const headersWith = (key) => (key === "" ? {} : { Authorization: `Bearer ${key}` });
@@ -57,14 +66,18 @@ export async function listModels(key) {
 }
 
 export async function readMetrics(key, signal) {
-  const response = await request("/metrics", { headers: headersWith(key), signal, cache: "no-store" });
+  const response = await request("/metrics", {
+    headers: headersWith(key),
+    signal,
+    cache: "no-store",
+  });
   const body = await response.text();
   if (!response.ok) throw failureFrom(response.status, body, response.headers.get("retry-after"));
   return body;
 }
 
-// Runs one streamed completion: `onChunk` gets each parsed chunk. Ends after [DONE]. Throws ApiFailure,
-// or AbortError when `signal` says stop; what onChunk throws goes through.
+// Runs one streamed completion: `onChunk` gets each parsed chunk. Ends after [DONE]. Throws
+// ApiFailure, or AbortError when `signal` says stop; what onChunk throws goes through.
 export async function streamChat(body, { key, signal, onChunk }) {
   const response = await request("/v1/chat/completions", {
     method: "POST",
@@ -81,9 +94,12 @@ export async function streamChat(body, { key, signal, onChunk }) {
     for (;;) {
       const { done, value } = await reader.read().catch((error) => {
         if (error.name === "AbortError") throw error;
-        throw new ApiFailure("The connection was lost in the middle of the answer.", { retryable: true });
+        throw new ApiFailure("The connection was lost in the middle of the answer.", {
+          retryable: true,
+        });
       });
-      if (done) throw new ApiFailure("The server ended the answer in its middle.", { retryable: true });
+      if (done)
+        throw new ApiFailure("The server ended the answer in its middle.", { retryable: true });
       for (const event of parser.push(value)) {
         if (event.data === "[DONE]") return;
         onChunk(parseChunk(event.data));
@@ -102,7 +118,10 @@ function parseChunk(data) {
     throw new ApiFailure("The server sent something that is no JSON.", { retryable: true });
   }
   if (chunk.error) {
-    throw new ApiFailure(`The answer broke off. ${sentence(String(chunk.error.message ?? ""))}`.trim(), { retryable: true });
+    throw new ApiFailure(
+      `The answer broke off. ${sentence(String(chunk.error.message ?? ""))}`.trim(),
+      { retryable: true },
+    );
   }
   return chunk;
 }

@@ -1,4 +1,5 @@
-// A small line chart of the last minutes: a figure with a legend of the present values, lines in SVG.
+// A small line chart of the last minutes: a figure with a legend of the present values, lines in
+// SVG.
 
 import { element } from "./dom.js";
 
@@ -17,10 +18,17 @@ export function niceTop(value, unit) {
   if (!(value > 0)) return 1;
   if (unit === "bytes") return 2 ** Math.ceil(Math.log2(value));
   const power = 10 ** Math.floor(Math.log10(value));
-  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10].map((step) => step * power).find((top) => top >= value * (1 - 1e-9));
+  return [1, 1.5, 2, 3, 4, 5, 6, 8, 10]
+    .map((step) => step * power)
+    .find((top) => top >= value * (1 - 1e-9));
 }
 
-const digits = (value) => (value >= 100 || Number.isInteger(value) ? value.toFixed(0) : value >= 10 ? value.toFixed(1) : value.toFixed(2));
+const digits = (value) =>
+  value >= 100 || Number.isInteger(value)
+    ? value.toFixed(0)
+    : value >= 10
+      ? value.toFixed(1)
+      : value.toFixed(2);
 
 export function format(value, unit) {
   if (value === null || value === undefined) return "–";
@@ -64,42 +72,61 @@ export class Chart {
   #plot;
   figure;
 
-  // spec: {title, unit, series: [{label}]}
+  // spec: {title, unit, series: [{label, line}]}; a series whose `line` is false is told by its
+  // number alone.
   constructor(spec) {
     this.#spec = spec;
     const legend = element("ul");
-    this.#plot = svgElement("svg", { viewBox: `0 0 ${WIDTH} ${HEIGHT}`, preserveAspectRatio: "none", "aria-hidden": "true" });
+    this.#plot = svgElement("svg", {
+      viewBox: `0 0 ${WIDTH} ${HEIGHT}`,
+      preserveAspectRatio: "none",
+      "aria-hidden": "true",
+    });
     for (const y of [1, HEIGHT / 2, HEIGHT - 1]) {
       this.#plot.append(svgElement("line", { class: "gridline", x1: 0, x2: WIDTH, y1: y, y2: y }));
     }
-    spec.series.forEach(({ label }, index) => {
+    spec.series.forEach(({ label, line: drawn = true }, index) => {
       // Told apart by their dashes too, not by colour alone.
       const look = `series c${index + 1} dash${index + 1}`;
+      const value = element("b", {}, "–");
+      this.#values.push(value);
+      this.#lines.push(drawn ? svgElement("path", { class: look, d: "" }) : null);
+      if (!drawn) {
+        legend.append(element("li", {}, `${label} `, value));
+        return;
+      }
       const key = svgElement("svg", { viewBox: "0 0 12 10", "aria-hidden": "true" });
       key.append(svgElement("path", { class: look, d: "M0 5H12" }));
-      const value = element("b", {}, "–");
       legend.append(element("li", {}, key, `${label} `, value));
-      this.#values.push(value);
-      const line = svgElement("path", { class: look, d: "" });
-      this.#plot.append(line);
-      this.#lines.push(line);
+      this.#plot.append(this.#lines[index]);
     });
     const id = `chart-${spec.title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
-    this.figure = element("figure", { "aria-labelledby": id },
+    this.figure = element(
+      "figure",
+      { "aria-labelledby": id },
       element("figcaption", {}, element("h2", { id }, spec.title), legend),
       element("div", { class: "plot" }, this.#plot, this.#top),
-      element("div", { class: "axis", "aria-hidden": "true" }, element("span", {}, "3 min ago"), element("span", {}, "now")));
+      element(
+        "div",
+        { class: "axis", "aria-hidden": "true" },
+        element("span", {}, "3 min ago"),
+        element("span", {}, "now"),
+      ),
+    );
   }
 
   // rows: [{at, values: [per series]}], oldest first.
   draw(rows, start, end) {
-    const highest = Math.max(0, ...rows.flatMap((row) => row.values.filter((value) => value !== null)));
+    const seen = rows.flatMap(({ values }) =>
+      values.filter((value, index) => value !== null && this.#lines[index] !== null),
+    );
+    const highest = Math.max(0, ...seen);
     const top = niceTop(highest, this.#spec.unit);
     this.#top.textContent = format(top, this.#spec.unit);
     this.#spec.series.forEach((_, index) => {
       this.#values[index].textContent = format(rows.at(-1)?.values[index] ?? null, this.#spec.unit);
       const points = rows.map(({ at, values }) => ({ at, value: values[index] }));
-      this.#lines[index].setAttribute("d", pathOf(points, start, end, top));
+      this.#lines[index]?.setAttribute("d", pathOf(points, start, end, top));
     });
   }
 }

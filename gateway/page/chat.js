@@ -3,7 +3,15 @@
 import { AnswerBuilder, wholeSentences } from "./answer.js";
 import { ApiFailure, listModels, streamChat } from "./api.js";
 import {
-  EXAMPLE_TOOLS, Store, exportText, importText, messagesForApi, newConversation, openToolCalls, requestFields, titleOf,
+  EXAMPLE_TOOLS,
+  Store,
+  exportText,
+  importText,
+  messagesForApi,
+  newConversation,
+  openToolCalls,
+  requestFields,
+  titleOf,
 } from "./conversation.js";
 import { button, byId, download, element, keep, kept, say, storageOf } from "./dom.js";
 import { AnswerView, editArticle, emptyState, messageArticle, resultsFor } from "./messages.js";
@@ -61,10 +69,14 @@ export class Chat {
       if (event.key === "Escape" && this.#running !== null) this.stop();
     });
     byId("new-chat").addEventListener("click", () => this.#newChat());
-    byId("export").addEventListener("click", () => download("weir-chats.json", exportText(this.#chats)));
+    byId("export").addEventListener("click", () =>
+      download("weir-chats.json", exportText(this.#chats)),
+    );
     byId("import").addEventListener("click", () => byId("import-file").click());
     byId("import-file").addEventListener("change", (event) => this.#import(event.target));
-    byId("example-tools").addEventListener("click", () => this.#settings.set("tools", EXAMPLE_TOOLS));
+    byId("example-tools").addEventListener("click", () =>
+      this.#settings.set("tools", EXAMPLE_TOOLS),
+    );
     byId("undo").addEventListener("click", () => {
       this.#hideNotice();
       this.#undo?.();
@@ -95,7 +107,8 @@ export class Chat {
 
   #newChat() {
     this.stop();
-    if (this.#current.messages.length > 0) this.#add(newConversation(newId(), this.#current.settings));
+    if (this.#current.messages.length > 0)
+      this.#add(newConversation(newId(), this.#current.settings));
     this.#open(this.#current);
     document.body.classList.remove("drawer-open");
     this.#prompt.focus();
@@ -108,7 +121,8 @@ export class Chat {
     this.#store.remove(conversation.id);
     this.#chats.splice(at, 1);
     if (this.#chats.length === 0) this.#add(newConversation(newId(), conversation.settings));
-    if (conversation === this.#current || this.#chats.length === 1) this.#open(this.#chats[Math.min(at, this.#chats.length - 1)]);
+    if (conversation === this.#current || this.#chats.length === 1)
+      this.#open(this.#chats[Math.min(at, this.#chats.length - 1)]);
     else this.#renderList();
     this.#offerUndo(`Deleted the chat "${titleOf(conversation)}".`, () => {
       this.#chats.splice(at, 0, conversation);
@@ -139,7 +153,9 @@ export class Chat {
     if (conversation.messages.length === 0) {
       this.#store.remove(conversation.id);
     } else if (!this.#store.save(conversation)) {
-      this.#notice("The browser's storage is full or closed: this chat is kept only until the page is left. Export it.");
+      this.#notice(
+        "The browser's storage is full or closed: this chat is gone with the page. Export it.",
+      );
     }
   }
 
@@ -192,11 +208,14 @@ export class Chat {
     this.#save();
     this.#render();
     this.#prompt.focus();
-    this.#offerUndo(removed.length === 1 ? "Deleted one message." : `Deleted ${removed.length} messages.`, () => {
-      conversation.messages.splice(index, Infinity, ...removed);
-      this.#save(conversation);
-      this.#open(conversation);
-    });
+    this.#offerUndo(
+      removed.length === 1 ? "Deleted one message." : `Deleted ${removed.length} messages.`,
+      () => {
+        conversation.messages.splice(index, Infinity, ...removed);
+        this.#save(conversation);
+        this.#open(conversation);
+      },
+    );
   }
 
   #endEdit(index, text) {
@@ -262,8 +281,10 @@ export class Chat {
     if (stopped) message.stats.stopped = true;
     // A call that was cut off is none.
     if (stopped || failure !== null) delete message.toolCalls;
-    if (failure !== null) message.failure = { message: failure.message, retryable: failure.retryable };
-    if (failure !== null || !stopped || message.content !== "" || message.reasoning) conversation.messages.push(message);
+    if (failure !== null)
+      message.failure = { message: failure.message, retryable: failure.retryable };
+    if (failure !== null || !stopped || message.content !== "" || message.reasoning)
+      conversation.messages.push(message);
     this.#save(conversation);
     if (conversation !== this.#current) return this.#renderList();
     this.#render();
@@ -271,7 +292,13 @@ export class Chat {
     if (failure?.needsKey) this.#settings.askForKey();
     const calls = openToolCalls(conversation);
     if (failure !== null) return; // the alert speaks for itself
-    say(stopped ? "Stopped." : calls.length > 0 ? `Calls ${calls.map((call) => call.name).join(", ")}.` : "Answer complete.");
+    say(
+      stopped
+        ? "Stopped."
+        : calls.length > 0
+          ? `Calls ${calls.map((call) => call.name).join(", ")}.`
+          : "Answer complete.",
+    );
     if (calls.length > 0 && this.#prompt.value === "") byId("result-0").focus();
   }
 
@@ -285,7 +312,12 @@ export class Chat {
   // The article of the answer that comes: drawn at most once a frame, spoken by whole sentences.
   #liveArticle(builder) {
     const view = new AnswerView();
-    const article = element("article", { class: "assistant live", "aria-label": "Answer" }, element("h2", {}, "Answer"), view.body);
+    const article = element(
+      "article",
+      { class: "assistant live", "aria-label": "Answer" },
+      element("h2", {}, "Answer"),
+      view.body,
+    );
     this.#log.append(article);
     const spoken = byId("spoken");
     spoken.replaceChildren();
@@ -293,9 +325,13 @@ export class Chat {
     let frame = null;
     const draw = () => {
       frame = null;
-      const atEnd = this.#scroll.scrollHeight - this.#scroll.scrollTop - this.#scroll.clientHeight < 80;
+      const atEnd =
+        this.#scroll.scrollHeight - this.#scroll.scrollTop - this.#scroll.clientHeight < 80;
       const message = builder.message();
-      view.show(message, { reasoningNow: builder.isReasoning, waiting: message.stats.firstSeconds === null });
+      view.show(message, {
+        reasoningNow: builder.isReasoning,
+        waiting: message.stats.firstSeconds === null,
+      });
       if (atEnd) this.#scroll.scrollTop = this.#scroll.scrollHeight;
     };
     const speak = (ended) => {
@@ -322,15 +358,25 @@ export class Chat {
 
   #render() {
     const { messages } = this.#current;
-    const atEnd = this.#scroll.scrollHeight - this.#scroll.scrollTop - this.#scroll.clientHeight < 80;
-    const openDetails = new Set([...this.#log.children].flatMap((child, index) => (child.querySelector("details[open]") ? [index] : [])));
+    const atEnd =
+      this.#scroll.scrollHeight - this.#scroll.scrollTop - this.#scroll.clientHeight < 80;
+    const openDetails = new Set(
+      [...this.#log.children].flatMap((child, index) =>
+        child.querySelector("details[open]") ? [index] : [],
+      ),
+    );
     if (messages.length === 0) {
       this.#log.replaceChildren(emptyState(this.#modelName, this.#suggestions()));
     } else {
       const articles = messages.map((message, index) =>
         index === this.#editing
-          ? editArticle(message, (text) => this.#endEdit(index, text), () => this.#endEdit(index, null))
-          : messageArticle(message, index, this.#actions));
+          ? editArticle(
+              message,
+              (text) => this.#endEdit(index, text),
+              () => this.#endEdit(index, null),
+            )
+          : messageArticle(message, index, this.#actions),
+      );
       const results = this.#running === null ? resultsFor(this.#current, this.#actions) : null;
       this.#log.replaceChildren(...articles, ...(results === null ? [] : [results]));
       articles.forEach((article, index) => {
@@ -358,16 +404,25 @@ export class Chat {
   }
 
   #renderList() {
-    byId("chats").replaceChildren(...this.#chats.map((chat) => {
-      const title = titleOf(chat);
-      const open = button(title, () => {
-        this.#open(chat);
-        document.body.classList.remove("drawer-open");
-        this.#prompt.focus();
-      }, { class: "quiet open", title, "aria-current": String(chat === this.#current) });
-      const remove = button("×", () => this.#removeChat(chat), { "aria-label": `Delete the chat ${title}`, title: "Delete" });
-      return element("li", {}, open, ...(chat.messages.length > 0 ? [remove] : []));
-    }));
+    byId("chats").replaceChildren(
+      ...this.#chats.map((chat) => {
+        const title = titleOf(chat);
+        const open = button(
+          title,
+          () => {
+            this.#open(chat);
+            document.body.classList.remove("drawer-open");
+            this.#prompt.focus();
+          },
+          { class: "quiet open", title, "aria-current": String(chat === this.#current) },
+        );
+        const remove = button("×", () => this.#removeChat(chat), {
+          "aria-label": `Delete the chat ${title}`,
+          title: "Delete",
+        });
+        return element("li", {}, open, ...(chat.messages.length > 0 ? [remove] : []));
+      }),
+    );
   }
 
   #notice(text) {

@@ -2,27 +2,41 @@
 //
 // A conversation: {id, title, settings, messages}. A message:
 //   {role: "user", content}
-//   {role: "assistant", content, reasoning?, reasoningSeconds?, toolCalls?: [{id, name, arguments}], stats?,
-//    failure?: {message, retryable}}
+//   {role: "assistant", content, reasoning?, reasoningSeconds?,
+//    toolCalls?: [{id, name, arguments}], stats?, failure?: {message, retryable}}
 //   {role: "tool", toolCallId, name, content}
 
 export const EMPTY_SETTINGS = Object.freeze({
-  system: "", temperature: "", top_p: "", top_k: "", min_p: "", max_tokens: "", seed: "", stop: "",
-  tools: "", tool_choice: "auto",
+  system: "",
+  temperature: "",
+  top_p: "",
+  top_k: "",
+  min_p: "",
+  max_tokens: "",
+  seed: "",
+  stop: "",
+  tools: "",
+  tool_choice: "auto",
 });
 
-export const EXAMPLE_TOOLS = JSON.stringify([{
-  type: "function",
-  function: {
-    name: "get_weather",
-    description: "The weather in a city.",
-    parameters: {
-      type: "object",
-      properties: { city: { type: "string", description: "Name of the city" } },
-      required: ["city"],
+export const EXAMPLE_TOOLS = JSON.stringify(
+  [
+    {
+      type: "function",
+      function: {
+        name: "get_weather",
+        description: "The weather in a city.",
+        parameters: {
+          type: "object",
+          properties: { city: { type: "string", description: "Name of the city" } },
+          required: ["city"],
+        },
+      },
     },
-  },
-}], null, 2);
+  ],
+  null,
+  2,
+);
 
 const NUMBERS = {
   temperature: { min: 0, max: 2 },
@@ -46,11 +60,14 @@ export function titleOf(conversation) {
 // A stop string per line; \n, \t and \\ are written so.
 export function parseStops(text) {
   const escapes = { n: "\n", t: "\t", "\\": "\\" };
-  return text.split("\n").filter((line) => line !== "").map((line) => line.replace(/\\([nt\\])/g, (_, c) => escapes[c]));
+  return text
+    .split("\n")
+    .filter((line) => line !== "")
+    .map((line) => line.replace(/\\([nt\\])/g, (_, c) => escapes[c]));
 }
 
-// What the settings say of a request: {fields, problems: {setting: sentence}}. An empty setting is left
-// out, so the server's default holds.
+// What the settings say of a request: {fields, problems: {setting: sentence}}. An empty setting is
+// left out, so the server's default holds.
 export function requestFields(settings) {
   const fields = {};
   const problems = {};
@@ -58,7 +75,12 @@ export function requestFields(settings) {
     const text = String(settings[name]).trim();
     if (text === "") continue;
     const value = Number(text);
-    if (!Number.isFinite(value) || value < min || value > max || (whole && !Number.isInteger(value))) {
+    if (
+      !Number.isFinite(value) ||
+      value < min ||
+      value > max ||
+      (whole && !Number.isInteger(value))
+    ) {
       const upTo = max >= 1e9 ? `from ${min}` : `from ${min} to ${max}`;
       problems[name] = `${name} must be a ${whole ? "whole number" : "number"} ${upTo}.`;
     } else {
@@ -99,16 +121,21 @@ function messageForApi(message) {
   return out;
 }
 
-// The messages of the API. Answers that failed before their first word are not part of what was said.
+// The messages of the API. Answers that failed before their first word are not part of what was
+// said.
 export function messagesForApi(conversation) {
   const said = conversation.messages.filter(
     (message) => message.role !== "assistant" || message.content !== "" || message.toolCalls,
   );
-  const system = conversation.settings.system.trim() === "" ? [] : [{ role: "system", content: conversation.settings.system }];
+  const system =
+    conversation.settings.system.trim() === ""
+      ? []
+      : [{ role: "system", content: conversation.settings.system }];
   return [...system, ...said.map(messageForApi)];
 }
 
-// The tool calls that wait for a result: those of the last assistant message, when only tool results follow.
+// The tool calls that wait for a result: those of the last assistant message, when only tool
+// results follow.
 export function openToolCalls(conversation) {
   const at = conversation.messages.findLastIndex((message) => message.role !== "tool");
   const calls = conversation.messages[at]?.toolCalls ?? [];
@@ -124,7 +151,12 @@ function checkMessage(message) {
   const { role, content } = message;
   if (role === "user") return { role, content };
   if (role === "tool") {
-    return { role, content, toolCallId: String(message.toolCallId ?? ""), name: String(message.name ?? "") };
+    return {
+      role,
+      content,
+      toolCallId: String(message.toolCallId ?? ""),
+      name: String(message.name ?? ""),
+    };
   }
   if (role !== "assistant") throw new Error(`"${role}" is no role`);
   const out = { role, content };
@@ -132,12 +164,18 @@ function checkMessage(message) {
   if (Number.isFinite(message.reasoningSeconds)) out.reasoningSeconds = message.reasoningSeconds;
   if (Array.isArray(message.toolCalls) && message.toolCalls.length > 0) {
     out.toolCalls = message.toolCalls.map((call) => ({
-      id: String(call?.id ?? ""), name: String(call?.name ?? ""), arguments: String(call?.arguments ?? ""),
+      id: String(call?.id ?? ""),
+      name: String(call?.name ?? ""),
+      arguments: String(call?.arguments ?? ""),
     }));
   }
-  if (typeof message.stats === "object" && message.stats !== null) out.stats = checkStats(message.stats);
+  if (typeof message.stats === "object" && message.stats !== null)
+    out.stats = checkStats(message.stats);
   if (isText(message.failure?.message)) {
-    out.failure = { message: message.failure.message, retryable: message.failure.retryable === true };
+    out.failure = {
+      message: message.failure.message,
+      retryable: message.failure.retryable === true,
+    };
   }
   return out;
 }
@@ -145,9 +183,13 @@ function checkMessage(message) {
 function checkStats(stats) {
   const number = (value) => (Number.isFinite(value) ? value : null);
   return {
-    tokens: number(stats.tokens) ?? 0, exact: stats.exact === true, promptTokens: number(stats.promptTokens),
-    firstSeconds: number(stats.firstSeconds), perSecond: number(stats.perSecond),
-    finish: isText(stats.finish) ? stats.finish : null, stopped: stats.stopped === true,
+    tokens: number(stats.tokens) ?? 0,
+    exact: stats.exact === true,
+    promptTokens: number(stats.promptTokens),
+    firstSeconds: number(stats.firstSeconds),
+    perSecond: number(stats.perSecond),
+    finish: isText(stats.finish) ? stats.finish : null,
+    stopped: stats.stopped === true,
   };
 }
 
@@ -164,8 +206,10 @@ export function checkConversation(value, id) {
   return { ...newConversation(id, settings), messages: value.messages.map(checkMessage) };
 }
 
-export const exportText = (conversations) =>
-  `${JSON.stringify({ weir_chats: 1, conversations: conversations.map(({ settings, messages }) => ({ settings, messages })) }, null, 2)}\n`;
+export function exportText(conversations) {
+  const kept = conversations.map(({ settings, messages }) => ({ settings, messages }));
+  return `${JSON.stringify({ weir_chats: 1, conversations: kept }, null, 2)}\n`;
+}
 
 // The conversations of an exported file, with new ids. Throws a sentence.
 export function importText(text, newId) {
@@ -175,7 +219,8 @@ export function importText(text, newId) {
   } catch {
     throw new Error("it is no JSON");
   }
-  if (value?.weir_chats !== 1 || !Array.isArray(value.conversations)) throw new Error("it is no export of this page");
+  if (value?.weir_chats !== 1 || !Array.isArray(value.conversations))
+    throw new Error("it is no export of this page");
   return value.conversations.map((conversation) => checkConversation(conversation, newId()));
 }
 
@@ -196,7 +241,9 @@ export class Store {
       const name = this.#storage.key(at);
       if (!name.startsWith(PREFIX)) continue;
       try {
-        found.push(checkConversation(JSON.parse(this.#storage.getItem(name)), name.slice(PREFIX.length)));
+        found.push(
+          checkConversation(JSON.parse(this.#storage.getItem(name)), name.slice(PREFIX.length)),
+        );
       } catch {
         continue;
       }

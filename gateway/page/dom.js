@@ -2,14 +2,15 @@
 
 export const byId = (id) => document.getElementById(id);
 
-// element("button", {class: "x", type: "button", onclick: f, "aria-label": "..."}, "text", child...)
-// A property that begins with "on" is a listener; false and null leave an attribute out.
+// element("button", {class: "x", type: "button", onclick: f, "aria-label": "..."}, "text",
+// child...) A property that begins with "on" is a listener; false and null leave an attribute out.
 export function element(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
     if (name.startsWith("on")) made.addEventListener(name.slice(2), value);
     else if (value === true) made.setAttribute(name, "");
-    else if (value !== false && value !== null && value !== undefined) made.setAttribute(name, String(value));
+    else if (value !== false && value !== null && value !== undefined)
+      made.setAttribute(name, String(value));
   }
   made.append(...children.filter((child) => child !== null && child !== undefined));
   return made;
@@ -58,7 +59,15 @@ export function storageOf(name) {
   try {
     return window[name];
   } catch {
-    return { length: 0, key: () => null, getItem: () => null, removeItem() {}, setItem() { throw new Error("closed"); } };
+    return {
+      length: 0,
+      key: () => null,
+      getItem: () => null,
+      removeItem() {},
+      setItem() {
+        throw new Error("closed");
+      },
+    };
   }
 }
 

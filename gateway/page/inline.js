@@ -16,13 +16,23 @@ export function safeHref(text) {
     return null;
   }
   if (url.protocol !== "http:" && url.protocol !== "https:") return null;
-  if (url.username !== "" || url.password !== "") return null; // names another host than it seems to
+  if (url.username !== "" || url.password !== "") return null; // it may seem to name another host
   return url.href;
 }
 
+// Every repetition has a bound, so that a link that never ends costs little.
+const TARGET = [
+  /\(\s{0,50}/,
+  /(?:<([^<>\n]{0,2000})>|((?:[^\s()<>]|\([^\s()<>]{0,500}\)){0,2000}))/,
+  /(?:\s{1,50}(?:"[^"\n]{0,300}"|'[^'\n]{0,300}'))?/,
+  /\s{0,50}\)/,
+]
+  .map((part) => part.source)
+  .join("");
+
 // Reads `(address "title")` at `at`: {address, end} or null. The title is dropped.
 function readTarget(text, at) {
-  const match = /\(\s{0,50}(?:<([^<>\n]{0,2000})>|((?:[^\s()<>]|\([^\s()<>]{0,500}\)){0,2000}))(?:\s{1,50}(?:"[^"\n]{0,300}"|'[^'\n]{0,300}'))?\s{0,50}\)/y;
+  const match = new RegExp(TARGET, "y");
   match.lastIndex = at;
   const found = match.exec(text);
   return found === null ? null : { address: found[1] ?? found[2], end: match.lastIndex };
@@ -71,7 +81,8 @@ class Reader {
     const text = this.#text;
     if (character === "\\") return this.#escape();
     if (character === "`") return this.#code();
-    if (character === "*" || character === "_" || character === "~") return this.#delimiter(character);
+    if (character === "*" || character === "_" || character === "~")
+      return this.#delimiter(character);
     if (character === "[") {
       if (this.#brackets.length < MAX_OPEN) this.#brackets.push(this.#out.length);
       return this.#literal(1);
@@ -114,7 +125,8 @@ class Reader {
       for (let match = runs.exec(this.#text); match !== null; match = runs.exec(this.#text)) {
         if (match[0].length !== length) continue;
         let code = this.#text.slice(this.#at + length, match.index).replaceAll("\n", " ");
-        if (code.startsWith(" ") && code.endsWith(" ") && code.trim() !== "") code = code.slice(1, -1);
+        if (code.startsWith(" ") && code.endsWith(" ") && code.trim() !== "")
+          code = code.slice(1, -1);
         this.#out.push({ kind: "code", text: code });
         this.#at = runs.lastIndex;
         return;
@@ -129,8 +141,12 @@ class Reader {
     while (this.#text[this.#at + count] === mark) count++;
     const before = this.#text[this.#at - 1] ?? " ";
     const after = this.#text[this.#at + count] ?? " ";
-    const left = !/\s/.test(after) && (!PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before));
-    const right = !/\s/.test(before) && (!PUNCTUATION.test(before) || /\s/.test(after) || PUNCTUATION.test(after));
+    const left =
+      !/\s/.test(after) &&
+      (!PUNCTUATION.test(after) || /\s/.test(before) || PUNCTUATION.test(before));
+    const right =
+      !/\s/.test(before) &&
+      (!PUNCTUATION.test(before) || /\s/.test(after) || PUNCTUATION.test(after));
     let opens = left;
     let closes = right;
     if (mark === "_") {
@@ -145,7 +161,10 @@ class Reader {
 
   #closeBracket() {
     const open = this.#brackets.pop();
-    const target = open === undefined || this.#text[this.#at + 1] !== "(" ? null : readTarget(this.#text, this.#at + 1);
+    const target =
+      open === undefined || this.#text[this.#at + 1] !== "("
+        ? null
+        : readTarget(this.#text, this.#at + 1);
     if (target === null) return this.#literal(1);
     const label = resolve(this.#out.splice(open).slice(1)).flatMap(withoutLinks);
     const href = safeHref(target.address);
@@ -207,7 +226,12 @@ function resolve(items) {
     for (let at = stack.length - 1; at >= 0; at--) {
       const opener = stack[at].delimiter;
       if (opener.mark !== item.mark) continue;
-      if ((opener.closes || item.opens) && (opener.count + item.count) % 3 === 0 && opener.count % 3 !== 0) continue;
+      if (
+        (opener.closes || item.opens) &&
+        (opener.count + item.count) % 3 === 0 &&
+        opener.count % 3 !== 0
+      )
+        continue;
       while (stack.length - 1 > at) unopen();
       const size = item.mark === "~" ? 2 : Math.min(2, opener.count, item.count);
       const kind = item.mark === "~" ? "del" : size === 2 ? "strong" : "em";

@@ -1,6 +1,6 @@
-// Markdown as models write it, into DOM nodes. Nothing here reads or writes HTML: text goes into text
-// nodes, the tags are the ones named below, and the only attributes are a class, a list's first number, and the
-// address of an http(s) link.
+// Markdown as models write it, into DOM nodes. Nothing here reads or writes HTML: text goes into
+// text nodes, the tags are the ones named below, and the only attributes are a class, a list's
+// first number, and the address of an http(s) link.
 //
 // parseBlocks(text) -> blocks, plain objects; renderBlock(block, document) -> node;
 // MarkdownView keeps a container up to date while its text grows.
@@ -20,13 +20,18 @@ const isBlank = (line) => line.trim() === "";
 const indentOf = (line) => line.length - line.trimStart().length;
 
 function cells(row) {
-  const inner = row.trim().replace(/^\|/, "").replace(/(?<!\\)\|$/, "");
+  const inner = row
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/(?<!\\)\|$/, "");
   return inner.split(/(?<!\\)\|/).map((cell) => cell.trim().replaceAll("\\|", "|"));
 }
 
 function startsTable(lines, at) {
   return (
-    at + 1 < lines.length && lines[at].includes("|") && lines[at + 1].includes("-") &&
+    at + 1 < lines.length &&
+    lines[at].includes("|") &&
+    lines[at + 1].includes("-") &&
     cells(lines[at + 1]).every((cell) => /^:?-+:?$/.test(cell)) &&
     cells(lines[at]).length === cells(lines[at + 1]).length
   );
@@ -36,7 +41,11 @@ function startsBlock(lines, at) {
   const line = lines[at];
   const item = ITEM.exec(line);
   return (
-    FENCE.test(line) || HEADING.test(line) || RULE.test(line) || QUOTE.test(line) || startsTable(lines, at) ||
+    FENCE.test(line) ||
+    HEADING.test(line) ||
+    RULE.test(line) ||
+    QUOTE.test(line) ||
+    startsTable(lines, at) ||
     // A number that only happens to begin a line of a paragraph begins no list, unless it is 1.
     (item !== null && item[4] && (!/\d/.test(item[2]) || Number.parseInt(item[2], 10) === 1))
   );
@@ -58,7 +67,10 @@ function parseFence(lines, at) {
 function parseQuote(lines, at, depth) {
   const inner = [];
   let end = at;
-  while (end < lines.length && (QUOTE.test(lines[end]) || (!isBlank(lines[end]) && !startsBlock(lines, end)))) {
+  while (
+    end < lines.length &&
+    (QUOTE.test(lines[end]) || (!isBlank(lines[end]) && !startsBlock(lines, end)))
+  ) {
     inner.push(lines[end++].replace(QUOTE, ""));
   }
   return [{ kind: "quote", blocks: parseLines(inner, depth + 1) }, end];
@@ -67,12 +79,23 @@ function parseQuote(lines, at, depth) {
 function parseList(lines, at, depth) {
   const first = ITEM.exec(lines[at]);
   const ordered = /\d/.test(first[2]);
-  const list = { kind: ordered ? "ol" : "ul", start: ordered ? Number.parseInt(first[2], 10) : 1, items: [], loose: false };
+  const list = {
+    kind: ordered ? "ol" : "ul",
+    start: ordered ? Number.parseInt(first[2], 10) : 1,
+    items: [],
+    loose: false,
+  };
   const base = first[1].length;
   let end = at;
   while (end < lines.length) {
     const item = ITEM.exec(lines[end]);
-    if (item === null || item[1].length > base + 3 || item[1].length < base || RULE.test(lines[end])) break;
+    if (
+      item === null ||
+      item[1].length > base + 3 ||
+      item[1].length < base ||
+      RULE.test(lines[end])
+    )
+      break;
     if (/\d/.test(item[2]) !== ordered) break;
     // What stands under the item's text belongs to it.
     const gap = item[3] === undefined || item[3].length > 4 ? 1 : item[3].length;
@@ -118,7 +141,9 @@ function parseTable(lines, at) {
   const rows = [];
   let end = at + 2;
   for (; end < lines.length && !isBlank(lines[end]) && lines[end].includes("|"); end++) {
-    const row = cells(lines[end]).slice(0, head.length).map((cell) => parseInline(cell));
+    const row = cells(lines[end])
+      .slice(0, head.length)
+      .map((cell) => parseInline(cell));
     while (row.length < head.length) row.push([]);
     rows.push(row);
   }
@@ -136,7 +161,7 @@ function parseParagraph(lines, at) {
 
 function parseLines(lines, depth) {
   const blocks = [];
-  for (let at = 0; at < lines.length; ) {
+  for (let at = 0; at < lines.length;) {
     const line = lines[at];
     let block;
     if (isBlank(line)) {
@@ -147,7 +172,10 @@ function parseLines(lines, depth) {
     if (FENCE.test(line)) {
       [block, at] = parseFence(lines, at);
     } else if (heading !== null) {
-      block = { kind: `h${heading[1].length}`, inline: parseInline((heading[2] ?? "").trim().replace(/(^|\s)#+$/, "")) };
+      block = {
+        kind: `h${heading[1].length}`,
+        inline: parseInline((heading[2] ?? "").trim().replace(/(^|\s)#+$/, "")),
+      };
       at++;
     } else if (RULE.test(line)) {
       block = { kind: "hr" };
@@ -268,8 +296,8 @@ export function renderBlock(block, document, copy) {
   return element;
 }
 
-// Shows a text that grows: only blocks that changed are made anew, so a selection or a focused button
-// in what stands already stays.
+// Shows a text that grows: only blocks that changed are made anew, so a selection or a focused
+// button in what stands already stays.
 export class MarkdownView {
   #container;
   #copy;
@@ -285,7 +313,8 @@ export class MarkdownView {
     const document = this.#container.ownerDocument;
     const keys = blocks.map((block) => JSON.stringify(block));
     let same = 0;
-    while (same < keys.length && same < this.#shown.length && keys[same] === this.#shown[same]) same++;
+    while (same < keys.length && same < this.#shown.length && keys[same] === this.#shown[same])
+      same++;
     while (this.#container.childNodes.length > same) this.#container.lastChild.remove();
     for (const block of blocks.slice(same)) {
       this.#container.append(renderBlock(block, document, this.#copy));

@@ -17,14 +17,19 @@ function prettyArguments(text) {
 
 function reasoningSummary(seconds, running) {
   if (running) return `Reasoning for ${Math.floor(seconds)} s`;
-  return seconds == null ? "Reasoning" : `Reasoned for ${seconds.toFixed(1)} s`;
+  return seconds == null || seconds < 0.1 ? "Reasoning" : `Reasoned for ${seconds.toFixed(1)} s`;
 }
 
 // The parts of an answer, kept up to date while it streams.
 export class AnswerView {
   #reasoning = element("div");
   #summary = element("summary");
-  #details = element("details", { class: "reasoning", hidden: true }, this.#summary, this.#reasoning);
+  #details = element(
+    "details",
+    { class: "reasoning", hidden: true },
+    this.#summary,
+    this.#reasoning,
+  );
   #text = element("div", { class: "markdown" });
   #markdown = new MarkdownView(this.#text, copyText);
   #calls = element("div");
@@ -46,9 +51,12 @@ export class AnswerView {
     this.#shownCalls = key;
     this.#calls.replaceChildren(
       ...(message.toolCalls ?? []).map((call) =>
-        element("div", { class: "call" },
+        element(
+          "div",
+          { class: "call" },
           element("h3", {}, `Calls the tool ${call.name}`),
-          element("pre", {}, element("code", {}, prettyArguments(call.arguments)))),
+          element("pre", {}, element("code", {}, prettyArguments(call.arguments))),
+        ),
       ),
     );
   }
@@ -60,20 +68,41 @@ export class AnswerView {
 }
 
 function failureBox(failure, retry) {
-  return element("div", { class: "failure", role: "alert" }, element("span", {}, failure.message),
-    button("Retry", retry));
+  return element(
+    "div",
+    { class: "failure", role: "alert" },
+    element("span", {}, failure.message),
+    button("Retry", retry),
+  );
 }
 
 function resultForm(calls, onResults) {
-  const areas = calls.map((call, index) => element("textarea", { id: `result-${index}`, rows: 2, spellcheck: "false" }));
+  const areas = calls.map((call, index) =>
+    element("textarea", { id: `result-${index}`, rows: 2, spellcheck: "false" }),
+  );
   const form = element("form", { class: "results" });
   calls.forEach((call, index) => {
-    form.append(element("label", { for: `result-${index}` }, `Result of ${call.name}`), areas[index]);
+    form.append(
+      element("label", { for: `result-${index}` }, `Result of ${call.name}`),
+      areas[index],
+    );
   });
   const give = () =>
-    onResults(calls.map((call, index) => (
-      { role: "tool", toolCallId: call.id, name: call.name, content: areas[index].value })));
-  form.append(element("button", { type: "submit" }, calls.length > 1 ? "Give the results" : "Give the result"));
+    onResults(
+      calls.map((call, index) => ({
+        role: "tool",
+        toolCallId: call.id,
+        name: call.name,
+        content: areas[index].value,
+      })),
+    );
+  form.append(
+    element(
+      "button",
+      { type: "submit" },
+      calls.length > 1 ? "Give the results" : "Give the result",
+    ),
+  );
   form.addEventListener("submit", (event) => {
     event.preventDefault();
     give();
@@ -89,7 +118,9 @@ function resultForm(calls, onResults) {
 // `actions`: {regenerate(index), edit(index), remove(index), retry(), giveResults(messages)}.
 export function messageArticle(message, index, actions) {
   const article = element("article", { class: message.role, "aria-label": NAMES[message.role] });
-  article.append(element("h2", {}, message.role === "tool" ? `Result of ${message.name}` : NAMES[message.role]));
+  article.append(
+    element("h2", {}, message.role === "tool" ? `Result of ${message.name}` : NAMES[message.role]),
+  );
   if (message.role === "assistant") {
     const view = new AnswerView();
     view.show(message);
@@ -106,7 +137,8 @@ export function messageArticle(message, index, actions) {
     bar.append(copy);
   }
   if (message.role === "user") bar.append(button("Edit", () => actions.edit(index)));
-  if (message.role === "assistant") bar.append(button("Regenerate", () => actions.regenerate(index)));
+  if (message.role === "assistant")
+    bar.append(button("Regenerate", () => actions.regenerate(index)));
   bar.append(button("Delete from here", () => actions.remove(index)));
   article.append(bar);
   return article;
@@ -114,7 +146,10 @@ export function messageArticle(message, index, actions) {
 
 // A user's message being changed; `save(text)` and `cancel()` end it.
 export function editArticle(message, save, cancel) {
-  const area = element("textarea", { id: "edit", rows: Math.min(12, message.content.split("\n").length + 1) });
+  const area = element("textarea", {
+    id: "edit",
+    rows: Math.min(12, message.content.split("\n").length + 1),
+  });
   area.value = message.content;
   area.addEventListener("keydown", (event) => {
     if (event.key === "Escape") {
@@ -126,16 +161,27 @@ export function editArticle(message, save, cancel) {
       save(area.value);
     }
   });
-  return element("article", { class: "user edit" },
-    element("label", { for: "edit" }, "Change your message; the answers after it are made anew"), area,
-    element("div", { class: "row" },
-      element("button", { type: "button", onclick: () => save(area.value) }, "Send"), button("Cancel", cancel)));
+  return element(
+    "article",
+    { class: "user edit" },
+    element("label", { for: "edit" }, "Change your message; the answers after it are made anew"),
+    area,
+    element(
+      "div",
+      { class: "row" },
+      element("button", { type: "button", onclick: () => save(area.value) }, "Send"),
+      button("Cancel", cancel),
+    ),
+  );
 }
 
 export function emptyState(modelName, suggestions) {
-  return element("div", { class: "empty" },
+  return element(
+    "div",
+    { class: "empty" },
     element("p", {}, modelName === "" ? "Nothing said yet." : `Nothing said yet to ${modelName}.`),
-    element("div", { class: "row" }, ...suggestions.map(([text, use]) => button(text, use))));
+    element("div", { class: "row" }, ...suggestions.map(([text, use]) => button(text, use))),
+  );
 }
 
 // The form for tool results after the last message; null when no call waits.

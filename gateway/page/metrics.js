@@ -38,8 +38,10 @@ export function parseMetrics(text) {
 }
 
 // `wanted`: label -> its value, or a pattern for it.
-const matches = (labels, wanted) => Object.entries(wanted).every(([name, value]) =>
-  value instanceof RegExp ? value.test(labels[name] ?? "") : labels[name] === value);
+const matches = (labels, wanted) =>
+  Object.entries(wanted).every(([name, value]) =>
+    value instanceof RegExp ? value.test(labels[name] ?? "") : labels[name] === value,
+  );
 
 // The sum of the series with these labels; null when there is none.
 export function sum(families, name, wanted = {}) {
@@ -56,20 +58,25 @@ export function increase(before, now, name, wanted = {}) {
   return later >= earlier ? later - earlier : later;
 }
 
-// [{le, count}] by bound, cumulative, of what a histogram counted between two readings; null when it is
-// in neither. Series that differ in other labels are added up.
+// [{le, count}] by bound, cumulative, of what a histogram counted between two readings; null when
+// it is in neither. Series that differ in other labels are added up.
 export function bucketsBetween(before, now, name, wanted = {}) {
   const bounds = new Set(
-    (now.get(`${name}_bucket`) ?? []).filter((s) => matches(s.labels, wanted)).map((s) => s.labels.le),
+    (now.get(`${name}_bucket`) ?? [])
+      .filter((s) => matches(s.labels, wanted))
+      .map((s) => s.labels.le),
   );
   if (bounds.size === 0) return null;
   return [...bounds]
-    .map((le) => ({ le: parseNumber(le), count: increase(before, now, `${name}_bucket`, { ...wanted, le }) }))
+    .map((le) => ({
+      le: parseNumber(le),
+      count: increase(before, now, `${name}_bucket`, { ...wanted, le }),
+    }))
     .sort((a, b) => a.le - b.le);
 }
 
-// The q-quantile, between the bounds of its bucket in a straight line, as Prometheus' histogram_quantile
-// has it; null when nothing was counted. In the last bucket: its lower bound.
+// The q-quantile, between the bounds of its bucket in a straight line, as Prometheus'
+// histogram_quantile has it; null when nothing was counted. In the last bucket: its lower bound.
 export function quantile(q, buckets) {
   const total = buckets?.at(-1)?.count ?? 0;
   if (!(total > 0)) return null;

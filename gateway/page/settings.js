@@ -33,12 +33,15 @@ export class SettingsForm {
   }
 
   show(settings) {
-    for (const name of Object.keys(EMPTY_SETTINGS)) this.#form.elements[name].value = settings[name];
+    for (const name of Object.keys(EMPTY_SETTINGS))
+      this.#form.elements[name].value = settings[name];
     this.#mark(this.#problems());
   }
 
   values() {
-    return Object.fromEntries(Object.keys(EMPTY_SETTINGS).map((name) => [name, this.#form.elements[name].value]));
+    return Object.fromEntries(
+      Object.keys(EMPTY_SETTINGS).map((name) => [name, this.#form.elements[name].value]),
+    );
   }
 
   set(name, value) {

@@ -1,5 +1,6 @@
 // Server-sent events out of bytes, however the network cut them: inside a character, inside "\r\n",
-// between the two newlines that end an event. After https://html.spec.whatwg.org/#parsing-an-event-stream.
+// between the two newlines that end an event. After
+// https://html.spec.whatwg.org/#parsing-an-event-stream.
 
 export class SseParser {
   #decoder = new TextDecoder("utf-8"); // keeps half a character; drops the byte order mark
@@ -38,7 +39,8 @@ export class SseParser {
   #endLine(line, events) {
     if (line === "") {
       // An event without data is none.
-      if (this.#data.length > 0) events.push({ type: this.#type || "message", data: this.#data.join("\n") });
+      if (this.#data.length > 0)
+        events.push({ type: this.#type || "message", data: this.#data.join("\n") });
       this.#data = [];
       this.#type = "";
       return;

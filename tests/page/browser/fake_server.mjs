@@ -1,40 +1,71 @@
-// A server that serves the page as the gateway does and answers as the user's message asks it to: what a
-// real model cannot be made to do at will (refusals, broken streams, hostile text, odd cuts of bytes).
+// A server that serves the page as the gateway does and answers as the user's message asks it to:
+// what a real model cannot be made to do at will (refusals, broken streams, hostile text, odd cuts
+// of bytes).
 
 import { readFileSync } from "node:fs";
 import { createServer } from "node:http";
 
 const PAGE = new URL("../../../gateway/page/", import.meta.url);
-const TYPES = { html: "text/html; charset=utf-8", css: "text/css", js: "text/javascript", svg: "image/svg+xml" };
+const TYPES = {
+  html: "text/html; charset=utf-8",
+  css: "text/css",
+  js: "text/javascript",
+  svg: "image/svg+xml",
+};
 export const CSP =
   "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; " +
   "base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
 export const HOSTILE = [
-  "<script>window.hacked = 1</script>", "<img src=x onerror=\"window.hacked = 2\">",
-  "[click](javascript:window.hacked=3)", "[rel](/page/app.js)", "![t](https://tracker.example/p.png)",
-  "<svg onload=\"window.hacked = 4\">", "```html\" onmouseover=\"window.hacked=5\n<b>code</b>\n```",
-  "| <iframe src=\"javascript:window.hacked=6\"> | b |\n|---|---|\n| [x](data:text/html,<script>1</script>) | c |",
-  "[fine](https://example.org/a?b=c)", "<style>body { display: none }</style>",
+  "<script>window.hacked = 1</script>",
+  '<img src=x onerror="window.hacked = 2">',
+  "[click](javascript:window.hacked=3)",
+  "[rel](/page/app.js)",
+  "![t](https://tracker.example/p.png)",
+  '<svg onload="window.hacked = 4">',
+  '```html" onmouseover="window.hacked=5\n<b>code</b>\n```',
+  '| <iframe src="javascript:window.hacked=6"> | b |\n|---|---|\n| [x](data:text/html,<script>1</script>) | c |',
+  "[fine](https://example.org/a?b=c)",
+  "<style>body { display: none }</style>",
 ].join("\n\n");
 
 const sleep = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
 function metrics(readings) {
   const grown = readings * 40;
-  const buckets = (name, sum, labels = "") => ["0.01", "0.1", "1", "+Inf"]
-    .map((le, index) => `${name}_bucket{${labels}le="${le}"} ${grown * Math.min(1, (index + 1) / 3)}`)
-    .concat(`${name}_sum{${labels}} ${sum}`, `${name}_count{${labels}} ${grown}`);
+  const buckets = (name, sum, labels = "") =>
+    ["0.01", "0.1", "1", "+Inf"]
+      .map(
+        (le, index) =>
+          `${name}_bucket{${labels}le="${le}"} ${grown * Math.min(1, (index + 1) / 3)}`,
+      )
+      .concat(`${name}_sum{${labels}} ${sum}`, `${name}_count{${labels}} ${grown}`);
   return [
-    `weir_decode_tokens_total ${grown}`, `weir_prefill_tokens_total ${grown * 3}`, "weir_running_requests 3",
-    "weir_queue_requests 1", "weir_running_sequences 4", 'weir_slots{state="used"} 4', 'weir_slots{state="free"} 252',
-    'weir_pages{state="used"} 100', 'weir_pages{state="free"} 900', 'weir_memory_bytes{kind="state"} 159383552',
-    'weir_memory_bytes{kind="kv"} 536870912', "weir_queue_tokens 12", "weir_open_streams 4", 'weir_steps_total{kind="decode"} 5',
-    ...buckets("weir_time_to_first_token_seconds", grown * 0.05), ...buckets("weir_inter_token_seconds", grown * 0.02),
-    ...buckets("weir_step_sequences", grown * 4), ...buckets("weir_step_tokens", grown * 9),
-    ...["plan", "execute", "commit"].flatMap((phase, at) => buckets("weir_step_seconds", grown * 0.001 * (at + 1), `phase="${phase}",`)),
-    ...buckets("weir_queue_wait_seconds", grown * 0.01), `process_cpu_seconds_total ${readings * 0.7}`,
-    "process_resident_memory_bytes 300000000", "",
+    `weir_decode_tokens_total ${grown}`,
+    `weir_prefill_tokens_total ${grown * 3}`,
+    "weir_running_requests 3",
+    "weir_queue_requests 1",
+    "weir_running_sequences 4",
+    'weir_slots{state="used"} 4',
+    'weir_slots{state="free"} 252',
+    'weir_pages{state="used"} 100',
+    'weir_pages{state="free"} 900',
+    'weir_memory_bytes{kind="state"} 159383552',
+    'weir_memory_bytes{kind="kv"} 536870912',
+    "weir_queue_tokens 12",
+    "weir_open_streams 4",
+    'weir_steps_total{kind="decode"} 5',
+    ...buckets("weir_time_to_first_token_seconds", grown * 0.05),
+    ...buckets("weir_inter_token_seconds", grown * 0.02),
+    ...buckets("weir_step_sequences", grown * 4),
+    ...buckets("weir_step_tokens", grown * 9),
+    ...["plan", "execute", "commit"].flatMap((phase, at) =>
+      buckets("weir_step_seconds", grown * 0.001 * (at + 1), `phase="${phase}",`),
+    ),
+    ...buckets("weir_queue_wait_seconds", grown * 0.01),
+    `process_cpu_seconds_total ${readings * 0.7}`,
+    "process_resident_memory_bytes 300000000",
+    "",
   ].join("\n");
 }
 
@@ -46,7 +77,9 @@ export class FakeServer {
   #server;
 
   async start() {
-    this.#server = createServer((request, response) => this.#serve(request, response).catch((error) => response.destroy(error)));
+    this.#server = createServer((request, response) =>
+      this.#serve(request, response).catch((error) => response.destroy(error)),
+    );
     await new Promise((resolve) => this.#server.listen(0, "127.0.0.1", resolve));
     return `http://127.0.0.1:${this.#server.address().port}`;
   }
@@ -68,7 +101,8 @@ export class FakeServer {
       response.setHeader("Content-Type", TYPES[name.split(".").at(-1)]);
       return response.end(readFileSync(new URL(name, PAGE)));
     }
-    if (path === "/v1/models") return json(200, { object: "list", data: [{ id: "fake-model", object: "model" }] });
+    if (path === "/v1/models")
+      return json(200, { object: "list", data: [{ id: "fake-model", object: "model" }] });
     if (path === "/metrics") return response.end(metrics(++this.readings));
     if (path !== "/v1/chat/completions") return json(404, { error: { message: "no such path" } });
     const pieces = [];
@@ -85,14 +119,17 @@ export class FakeServer {
       this.failing--;
       return json(429, error("64 requests wait already"), { "Retry-After": "2" });
     }
-    if (said === "refuse") return json(400, { error: { message: "top_k must be whole", param: "top_k" } });
+    if (said === "refuse")
+      return json(400, { error: { message: "top_k must be whole", param: "top_k" } });
     if (said === "key" && authorization !== "Bearer sesame") return json(401, error("no such key"));
     response.writeHead(200, { "Content-Type": "text/event-stream" });
     response.on("close", () => {
       if (!response.writableFinished) this.gone++;
     });
     const send = (value) => response.write(`data: ${JSON.stringify(value)}\n\n`);
-    const delta = (fields, finish_reason = null) => ({ choices: [{ index: 0, delta: fields, finish_reason }] });
+    const delta = (fields, finish_reason = null) => ({
+      choices: [{ index: 0, delta: fields, finish_reason }],
+    });
     if (said === "cut" || said === "break") {
       send(delta({ content: "Half an ans" }));
       await sleep(50);
@@ -107,14 +144,22 @@ export class FakeServer {
       }
       return response.end();
     }
-    await this.#stream(said === "hostile" ? HOSTILE : `You said: **${said}**. 🌊 é`, response, delta);
+    await this.#stream(
+      said === "hostile" ? HOSTILE : `You said: **${said}**. 🌊 é`,
+      response,
+      delta,
+    );
   }
 
   // Byte by byte, near enough: cuts within characters and lines.
   async #stream(text, response, delta) {
-    const events = [": waiting", ...[...text].map((character) => `data: ${JSON.stringify(delta({ content: character }))}`),
+    const events = [
+      ": waiting",
+      ...[...text].map((character) => `data: ${JSON.stringify(delta({ content: character }))}`),
       `data: ${JSON.stringify(delta({}, "stop"))}`,
-      `data: ${JSON.stringify({ choices: [], usage: { prompt_tokens: 5, completion_tokens: 42, total_tokens: 47 } })}`, "data: [DONE]"];
+      `data: ${JSON.stringify({ choices: [], usage: { prompt_tokens: 5, completion_tokens: 42, total_tokens: 47 } })}`,
+      "data: [DONE]",
+    ];
     const bytes = Buffer.from(events.map((event) => `${event}\r\n\r\n`).join(""));
     for (let at = 0; at < bytes.length; at += 997) {
       response.write(bytes.subarray(at, at + 997));

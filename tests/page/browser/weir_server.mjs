@@ -16,9 +16,23 @@ export class WeirServer {
 
   async start(flags = []) {
     const ready = join(this.#folder, "ready");
-    this.#process = spawn(join(process.env.WEIR_BUILD_DIR, "weir"), ["serve", join(ROOT, "models/weir-tiny"), "--device", "cpu",
-      "--grpc", "127.0.0.1:0", "--http", "127.0.0.1:0", "--metrics", "127.0.0.1:0", "--ready-file", ready, ...flags]);
-    for (const stream of [this.#process.stdout, this.#process.stderr]) stream.on("data", (text) => (this.#told += text));
+    this.#process = spawn(join(process.env.WEIR_BUILD_DIR, "weir"), [
+      "serve",
+      join(ROOT, "models/weir-tiny"),
+      "--device",
+      "cpu",
+      "--grpc",
+      "127.0.0.1:0",
+      "--http",
+      "127.0.0.1:0",
+      "--metrics",
+      "127.0.0.1:0",
+      "--ready-file",
+      ready,
+      ...flags,
+    ]);
+    for (const stream of [this.#process.stdout, this.#process.stderr])
+      stream.on("data", (text) => (this.#told += text));
     for (let tries = 0; tries < 600; tries++) {
       if (this.#process.exitCode !== null) break;
       try {
@@ -32,7 +46,9 @@ export class WeirServer {
   }
 
   async stop() {
-    const ended = new Promise((resolve) => this.#process.once("exit", (code, signal) => resolve(code ?? signal)));
+    const ended = new Promise((resolve) =>
+      this.#process.once("exit", (code, signal) => resolve(code ?? signal)),
+    );
     const code = this.#process.exitCode ?? (this.#process.kill("SIGTERM"), await ended);
     rmSync(this.#folder, { recursive: true });
     if (code !== 0) throw new Error(`the server ended with ${code}: ${this.#told}`);

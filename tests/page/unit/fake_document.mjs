@@ -1,5 +1,5 @@
-// As much of a document as the markdown renderer uses, and nothing that could read HTML: what is not
-// here (innerHTML, insertAdjacentHTML, document.write) throws.
+// As much of a document as the markdown renderer uses, and nothing that could read HTML: what is
+// not here (innerHTML, insertAdjacentHTML, document.write) throws.
 
 const strict = (target) =>
   new Proxy(target, {
@@ -8,7 +8,8 @@ const strict = (target) =>
       throw new Error(`the renderer reads ${String(name)}`);
     },
     set(object, name, value) {
-      if (!["className", "textContent", "type"].includes(name)) throw new Error(`the renderer sets ${String(name)}`);
+      if (!["className", "textContent", "type"].includes(name))
+        throw new Error(`the renderer sets ${String(name)}`);
       return Reflect.set(object, name, value, object);
     },
   });
@@ -60,7 +61,9 @@ export function fakeDocument() {
 // The node as a string, for comparison: tags, the attributes named in `attributes`, text.
 export function shape(node, attributes = ["href", "start"]) {
   if (node.text !== undefined) return node.text;
-  const kept = attributes.filter((name) => name in node.attributes).map((name) => ` ${name}=${node.attributes[name]}`);
+  const kept = attributes
+    .filter((name) => name in node.attributes)
+    .map((name) => ` ${name}=${node.attributes[name]}`);
   return `<${node.tag}${kept.join("")}>${node.childNodes.map((child) => shape(child, attributes)).join("")}</${node.tag}>`;
 }
 

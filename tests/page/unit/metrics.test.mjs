@@ -3,7 +3,14 @@ import { readFileSync } from "node:fs";
 import { test } from "node:test";
 
 import { format, niceTop, pathOf } from "../../../gateway/page/chart.js";
-import { bucketsBetween, increase, meanBetween, parseMetrics, quantile, sum } from "../../../gateway/page/metrics.js";
+import {
+  bucketsBetween,
+  increase,
+  meanBetween,
+  parseMetrics,
+  quantile,
+  sum,
+} from "../../../gateway/page/metrics.js";
 
 const TEXT = `# HELP a_total things
 # TYPE a_total counter
@@ -52,15 +59,22 @@ test("counters grow, and begin anew with their process", () => {
 });
 
 const histogram = (counts, total) =>
-  parseMetrics(["0.1", "0.2", "0.5", "+Inf"].map((le, index) => `h_bucket{kind="k",le="${le}"} ${counts[index]}`).join("\n") +
-    `\nh_sum{kind="k"} ${total}\nh_count{kind="k"} ${counts[3]}`);
+  parseMetrics(
+    ["0.1", "0.2", "0.5", "+Inf"]
+      .map((le, index) => `h_bucket{kind="k",le="${le}"} ${counts[index]}`)
+      .join("\n") + `\nh_sum{kind="k"} ${total}\nh_count{kind="k"} ${counts[3]}`,
+  );
 
 test("quantiles of what came between two readings", () => {
   const before = histogram([10, 10, 10, 10], 0.5);
   const now = histogram([10, 30, 40, 40], 6.5);
   const buckets = bucketsBetween(before, now, "h");
   assert.deepEqual(buckets, [
-    { le: 0.1, count: 0 }, { le: 0.2, count: 20 }, { le: 0.5, count: 30 }, { le: Infinity, count: 30 }]);
+    { le: 0.1, count: 0 },
+    { le: 0.2, count: 20 },
+    { le: 0.5, count: 30 },
+    { le: Infinity, count: 30 },
+  ]);
   assert.ok(Math.abs(quantile(0.5, buckets) - 0.175) < 1e-12);
   assert.ok(Math.abs(quantile(0.9, buckets) - 0.41) < 1e-12);
   assert.equal(quantile(1, buckets), 0.5);
@@ -77,14 +91,26 @@ test("quantiles at the edges", () => {
 });
 
 test("histograms of several series are added up", () => {
-  const families = parseMetrics('h_bucket{k="a",le="1"} 2\nh_bucket{k="a",le="+Inf"} 2\nh_bucket{k="b",le="1"} 0\nh_bucket{k="b",le="+Inf"} 2');
-  assert.deepEqual(bucketsBetween(new Map(), families, "h"), [{ le: 1, count: 2 }, { le: Infinity, count: 4 }]);
-  assert.deepEqual(bucketsBetween(new Map(), families, "h", { k: "b" }), [{ le: 1, count: 0 }, { le: Infinity, count: 2 }]);
+  const families = parseMetrics(
+    'h_bucket{k="a",le="1"} 2\nh_bucket{k="a",le="+Inf"} 2\nh_bucket{k="b",le="1"} 0\nh_bucket{k="b",le="+Inf"} 2',
+  );
+  assert.deepEqual(bucketsBetween(new Map(), families, "h"), [
+    { le: 1, count: 2 },
+    { le: Infinity, count: 4 },
+  ]);
+  assert.deepEqual(bucketsBetween(new Map(), families, "h", { k: "b" }), [
+    { le: 1, count: 0 },
+    { le: Infinity, count: 2 },
+  ]);
 });
 
 test("every family that the charts read is in docs/metrics.md", () => {
   const root = new URL("../../../", import.meta.url);
-  const read = [...readFileSync(new URL("gateway/page/watch.js", root), "utf8").matchAll(/"((?:weir|process)_[a-z_]+)"/g)];
+  const read = [
+    ...readFileSync(new URL("gateway/page/watch.js", root), "utf8").matchAll(
+      /"((?:weir|process)_[a-z_]+)"/g,
+    ),
+  ];
   const documented = readFileSync(new URL("docs/metrics.md", root), "utf8");
   assert.ok(read.length > 20);
   for (const [, name] of read) assert.ok(documented.includes(`\`${name}\``), name);
@@ -114,7 +140,12 @@ test("axes end at round numbers", () => {
 });
 
 test("lines have gaps where nothing was read", () => {
-  const points = [{ at: 0, value: 5 }, { at: 50, value: 10 }, { at: 60, value: null }, { at: 100, value: 0 }];
+  const points = [
+    { at: 0, value: 5 },
+    { at: 50, value: 10 },
+    { at: 60, value: null },
+    { at: 100, value: 0 },
+  ];
   assert.equal(pathOf(points, 0, 100, 10), "M0.0 50.0h.01L150.0 0.0M300.0 100.0h.01");
   assert.equal(pathOf(points, 40, 100, 10), "M50.0 0.0h.01M300.0 100.0h.01");
   assert.equal(pathOf([], 0, 100, 10), "");
