@@ -7,11 +7,13 @@ METRICS ?= 127.0.0.1:9464
 SERVE_FLAGS ?=
 CMAKE_FLAGS ?=
 DIST ?= dist
+FUZZ_SECONDS ?= 600
+CLANGXX ?= $(firstword $(wildcard /usr/bin/clang++ /usr/bin/clang++-[0-9]*) clang++)
 # The CUDA toolkit: auto: used where one is found, fetched where a GPU is; always: fetched where none is found.
 CUDA ?= auto
 export CMAKE_FLAGS
 
-.PHONY: help build serve test test-slow bench gpu-check dist format tidy asan tsan clean dependencies test-dependencies python node cuda cuda-toolkit
+.PHONY: help build serve test test-slow bench gpu-check dist format tidy asan tsan fuzz clean dependencies test-dependencies python node cuda cuda-toolkit
 
 help:            ## this list
 	@grep -hE '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  make \1\t/' | expand -t 24
@@ -88,6 +90,17 @@ tsan:            ## unit tests under ThreadSanitizer: build-tsan
 	@TSAN_OPTIONS=halt_on_error=1:second_deadlock_stack=1:suppressions=$(CURDIR)/tests/server/tsan.supp \
 	  $(MAKE) --no-print-directory test BUILD=build-tsan \
 	  CMAKE_FLAGS="-DCMAKE_BUILD_TYPE=RelWithDebInfo -DWEIR_SANITIZE=thread -DWEIR_STATIC=OFF -DWEIR_CUDA=OFF"
+
+fuzz:            ## every fuzz target for FUZZ_SECONDS (600), with clang: build-fuzz
+	@cmake -S . -B build-fuzz -G Ninja -DCMAKE_BUILD_TYPE=RelWithDebInfo -DCMAKE_C_COMPILER=$(subst ++,,$(CLANGXX)) -DCMAKE_CXX_COMPILER=$(CLANGXX) \
+	  -DWEIR_FUZZ=ON -DWEIR_SANITIZE=address,undefined -DWEIR_STATIC=OFF -DWEIR_CUDA=OFF > build-fuzz.log 2>&1 || { cat build-fuzz.log; exit 1; }
+	@mv build-fuzz.log build-fuzz/configure.log
+	@ninja -C build-fuzz -j $(JOBS) --quiet fuzzers
+	@set -e; for target in build-fuzz/fuzz/*_fuzz; do \
+	  mkdir -p build-fuzz/corpus/$$(basename $$target); \
+	  UBSAN_OPTIONS=halt_on_error=1 $$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
+	    -artifact_prefix=build-fuzz/fuzz/ build-fuzz/corpus/$$(basename $$target); \
+	done
 
 clean:           ## remove the build folders
 	@rm -rf build build-*

@@ -27,4 +27,13 @@ if(WEIR_SANITIZE)
   target_link_options(weir_flags INTERFACE -fsanitize=${WEIR_SANITIZE})
 endif()
 
+if(WEIR_FUZZ)
+  if(NOT CMAKE_CXX_COMPILER_ID MATCHES "Clang")
+    message(FATAL_ERROR "WEIR_FUZZ needs clang: -DCMAKE_CXX_COMPILER=clang++ (make fuzz says it)")
+  endif()
+  # The fuzzer sees which branches an input takes. What this compiler warns of is not its business.
+  target_compile_options(weir_flags INTERFACE
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=fuzzer-no-link$<SEMICOLON>-Wno-error>)
+endif()
+
 set(CMAKE_POSITION_INDEPENDENT_CODE ON)

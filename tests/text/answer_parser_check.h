@@ -131,21 +131,6 @@ inline std::string CheckAnswer(const ParserSetup& setup, const std::string& answ
   return "";
 }
 
-// Every cut into two pieces and into three, and single bytes. For gtest.
-inline void CheckEverySplit(const ParserSetup& setup, const std::string& answer) {
-  std::vector<std::string> bytes;
-  for (const char c : answer) bytes.emplace_back(1, c);
-  ASSERT_EQ(CheckAnswer(setup, answer, bytes), "");
-  const std::string whole = Fingerprint(ParseIn(setup, {answer}));
-  for (size_t i = 0; i <= answer.size(); ++i) {
-    ASSERT_EQ(Fingerprint(ParseIn(setup, {answer.substr(0, i), answer.substr(i)})), whole) << i;
-    for (size_t j = i; j <= answer.size(); ++j) {
-      const auto three = {answer.substr(0, i), answer.substr(i, j - i), answer.substr(j)};
-      ASSERT_EQ(Fingerprint(ParseIn(setup, three)), whole) << i << " " << j;
-    }
-  }
-}
-
 // What answers are made of, in every style; for random ones.
 inline std::vector<std::string> AnswerWords() {
   return {"<think>",

@@ -28,6 +28,21 @@ struct Case {
 
 AnswerStyle Thinks(ToolStyle tools) { return {ReasoningStyle::kThink, tools}; }
 
+// Every cut into two pieces and into three, and single bytes.
+void CheckEverySplit(const ParserSetup& setup, const std::string& answer) {
+  std::vector<std::string> bytes;
+  for (const char c : answer) bytes.emplace_back(1, c);
+  ASSERT_EQ(CheckAnswer(setup, answer, bytes), "");
+  const std::string whole = Fingerprint(ParseIn(setup, {answer}));
+  for (size_t i = 0; i <= answer.size(); ++i) {
+    ASSERT_EQ(Fingerprint(ParseIn(setup, {answer.substr(0, i), answer.substr(i)})), whole) << i;
+    for (size_t j = i; j <= answer.size(); ++j) {
+      const auto three = {answer.substr(0, i), answer.substr(i, j - i), answer.substr(j)};
+      ASSERT_EQ(Fingerprint(ParseIn(setup, three)), whole) << i << " " << j;
+    }
+  }
+}
+
 // Each answer whole, in all cuts into two and three pieces, and byte by byte.
 void Check(AnswerStyle style, const std::vector<Case>& cases) {
   for (const Case& one : cases) {
