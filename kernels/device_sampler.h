@@ -38,6 +38,9 @@ class DeviceSampler {
   // read.
   virtual void Describe(int step, absl::Span<const SampleRow> rows,
                         absl::Span<const uint8_t> append_fed, Stream stream) = 0;
+  // Enqueues that the next Launch chooses nothing: for a captured launch whose rows cannot be
+  // described yet. They are then described and launched once more.
+  virtual void DescribeNone(Stream stream) = 0;
   // Chooses for rows [0, rows): logits [rows, vocab] f32 device, overwritten. tokens [rows] i32
   // device receives the ids (-1: nothing to choose from). Rows past those described are skipped.
   // Safe inside graph capture: the grid depends on `rows` alone.

@@ -35,19 +35,21 @@ class GpuExecutor final : public scheduler::Executor {
   void Submit(const StepPlan& plan) override {
     WEIR_CHECK(!plan.sequences.empty()) << "an empty step";
     WEIR_CHECK(submitted_ - waited_ < kGpuStepsInFlight) << "too many steps in flight";
+    ChooseLast();
     const int copy = static_cast<int>(submitted_++ % kGpuStepsInFlight);
     Flight& flight = flights_[copy];
     flight.sequences = plan.sequences;
     flight.result = {};
     flight.begin.Record(stream_);
-    step_->Enqueue(flight.sequences, copy, &flight.result);
-    flight.end.Record(stream_);
+    flight.waits = !step_->Enqueue(flight.sequences, copy, &flight.result);
+    if (!flight.waits) flight.end.Record(stream_);
   }
 
   StepResult Wait() override {
     WEIR_CHECK(submitted_ > waited_) << "no step in flight";
     const int copy = static_cast<int>(waited_++ % kGpuStepsInFlight);
     Flight& flight = flights_[copy];
+    if (flight.waits) ChooseLast();
     flight.end.Synchronize();
     step_->ReadSampled(flight.sequences, copy, &flight.result);
     flight.result.duration_us =
@@ -97,7 +99,19 @@ class GpuExecutor final : public scheduler::Executor {
     std::vector<SequenceInput> sequences;
     StepResult result;
     cuda::Event begin, end;
+    bool waits = false;  // for masks: the choice of its tokens is not enqueued yet
   };
+
+  // Enqueues what the step submitted last still lacks. Its masks follow from the results of the
+  // step before, which has been waited for: two steps are in flight at most.
+  void ChooseLast() {
+    if (submitted_ == 0) return;
+    const int copy = static_cast<int>((submitted_ - 1) % kGpuStepsInFlight);
+    Flight& flight = flights_[copy];
+    if (!std::exchange(flight.waits, false)) return;
+    step_->Choose(flight.sequences, copy, &flight.result);
+    flight.end.Record(stream_);
+  }
 
   void Move(void* to, const void* from, int64_t bytes) {
     cuda::Copy(to, from, static_cast<size_t>(bytes), stream_);

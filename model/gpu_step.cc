@@ -28,14 +28,17 @@ int64_t ScratchFloats(const GpuExecutorOptions& options) {
   return std::max(layers, head) + 64 * Scratch::kAlignFloats;
 }
 
-// Words that penalties, biases and forbidden tokens of one row take in a description.
-int64_t HistoryWords(const SequenceInput& sequence) {
+int64_t MaskWords(int32_t vocab) { return (int64_t{vocab} + 31) / 32; }
+
+// Words that penalties, biases, forbidden tokens and the mask of one row take in a description.
+int64_t HistoryWords(const SequenceInput& sequence, int32_t vocab) {
   if (!sequence.sample) return 0;
   const scheduler::SamplingParams& params = *sequence.sampling;
   auto words = static_cast<int64_t>(sequence.forbidden.size() + 2 * params.logit_bias.size());
   if (params.needs_history()) {
     words += static_cast<int64_t>(sequence.prompt.size() + sequence.generated.size());
   }
+  if (sequence.mask != nullptr) words += MaskWords(vocab);
   return words;
 }
 
@@ -43,8 +46,10 @@ int64_t HistoryWords(const SequenceInput& sequence) {
 int64_t HistoryCapacity(const scheduler::ExecutorLimits& limits) {
   constexpr int64_t kTypicalTokens = 8192;
   const int64_t rows = limits.max_step_sequences;
-  return std::max<int64_t>(limits.max_position + 4096,
-                           rows * std::min<int64_t>(limits.max_position, kTypicalTokens));
+  const int64_t mask = MaskWords(limits.vocab_size);
+  return std::max<int64_t>(
+      limits.max_position + mask + 4096,
+      rows * std::max(mask, std::min<int64_t>(limits.max_position, kTypicalTokens)));
 }
 
 StepLimits LimitsOf(const GpuExecutorOptions& options) {
@@ -254,27 +259,28 @@ void GpuStep::BuildRows(absl::Span<const SequenceInput> sequences, int copy) {
 
 bool GpuStep::HistoriesFit(absl::Span<const SequenceInput> sequences) const {
   int64_t words = 0;
-  for (const SequenceInput& sequence : sequences) words += HistoryWords(sequence);
+  const int32_t vocab = options_.limits.vocab_size;
+  for (const SequenceInput& sequence : sequences) words += HistoryWords(sequence, vocab);
   return words <= history_capacity_;
 }
 
-void GpuStep::SampleInGroups(absl::Span<const SequenceInput> sequences, TensorView logits,
-                             TensorView fed_tokens, int copy, StepResult* result) {
+void GpuStep::SampleInGroups(absl::Span<const SequenceInput> sequences, int copy,
+                             StepResult* result) {
   const std::vector<size_t>& sampled = sampled_[copy];
   const auto rows = absl::MakeConstSpan(sample_rows_);
   const auto fed = absl::MakeConstSpan(append_fed_);
-  const TensorView tokens(tokens_.as<int32_t>(), {static_cast<int64_t>(rows.size())});
   for (size_t begin = 0; begin < rows.size();) {
     size_t count = 0;
     int64_t words = 0;
     while (begin + count < rows.size()) {
-      words += HistoryWords(sequences[sampled[begin + count]]);
+      words += HistoryWords(sequences[sampled[begin + count]], options_.limits.vocab_size);
       if (count > 0 && words > history_capacity_) break;
       ++count;
     }
     const auto at = static_cast<int64_t>(begin), n = static_cast<int64_t>(count);
     sampler_->Describe(copy, rows.subspan(begin, count), fed.subspan(begin, count), stream_);
-    sampler_->Launch(logits.Rows(at, n), fed_tokens.Rows(at, n), tokens.Rows(at, n), stream_);
+    sampler_->Launch(choice_.logits.Rows(at, n), choice_.fed_tokens.Rows(at, n),
+                     choice_.tokens.Rows(at, n), stream_);
     sampler_->Fetch(copy, static_cast<int>(count), true, stream_);
     cuda::Synchronize(stream_);
     ReadRows(sequences, absl::MakeConstSpan(sampled).subspan(begin, count), copy, result);
@@ -284,29 +290,52 @@ void GpuStep::SampleInGroups(absl::Span<const SequenceInput> sequences, TensorVi
   sample_rows_.clear();
 }
 
-void GpuStep::Enqueue(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
+bool GpuStep::Enqueue(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
   cuda::Range range("step");
   batch_.Select(copy);
   table_.Begin(copy);
   const Packed packed = Pack(sequences);
   result->outputs.resize(sequences.size());
   for (size_t i = 0; i < sequences.size(); ++i) result->outputs[i].sequence = sequences[i].sequence;
+  BuildRows(sequences, copy);
+  const bool waits = std::any_of(sequences.begin(), sequences.end(),
+                                 [](const SequenceInput& s) { return s.mask != nullptr; });
   const DecodeGraph* graph = GraphFor(sequences);
-  if (graph != nullptr) {
-    Pad(packed.sequences, graph->sequences);
-    batch_.Upload(graph->sequences, graph->sequences, stream_);
-    table_.Upload(stream_);
-    BuildRows(sequences, copy);
-    sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
-    graph->graph.Launch(stream_);
-  } else {
+  if (graph == nullptr) {
     EnqueueMixed(sequences, packed, copy, result);
+    if (!waits) Choose(sequences, copy, result);
+    return !waits;
   }
+  Pad(packed.sequences, graph->sequences);
+  batch_.Upload(graph->sequences, graph->sequences, stream_);
+  table_.Upload(stream_);
+  if (waits) {
+    // The graph ends with the sampler, which has to come again once the masks are there.
+    sampler_->DescribeNone(stream_);
+  } else {
+    sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
+  }
+  graph->graph.Launch(stream_);
+  const auto rows = static_cast<int64_t>(sample_rows_.size());
+  choice_ = {TensorView(logits_.as<float>(), {rows, options_.limits.vocab_size}), batch_.Ids(rows),
+             TensorView(tokens_.as<int32_t>(), {rows})};
+  if (!waits) Fetch(copy);
+  return !waits;
+}
+
+void GpuStep::Choose(absl::Span<const SequenceInput> sequences, int copy, StepResult* result) {
+  if (sample_rows_.empty()) return;
+  result->mask_wait_us = AwaitMasks(sequences, sampled_[copy], absl::MakeSpan(sample_rows_));
+  if (!HistoriesFit(sequences)) return SampleInGroups(sequences, copy, result);
+  sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
+  sampler_->Launch(choice_.logits, choice_.fed_tokens, choice_.tokens, stream_);
+  Fetch(copy);
+}
+
+void GpuStep::Fetch(int copy) {
   const bool logprobs = std::any_of(sample_rows_.begin(), sample_rows_.end(),
                                     [](const auto& row) { return row.num_top_logprobs >= 0; });
-  if (!sample_rows_.empty()) {
-    sampler_->Fetch(copy, static_cast<int>(sample_rows_.size()), logprobs, stream_);
-  }
+  sampler_->Fetch(copy, static_cast<int>(sample_rows_.size()), logprobs, stream_);
 }
 
 int GpuStep::ChooseRows(absl::Span<const SequenceInput> sequences, bool* plain) {
@@ -342,9 +371,6 @@ void GpuStep::EnqueueMixed(absl::Span<const SequenceInput> sequences, const Pack
   decoder_->Forward(step, ids, batch_.Rows(0, kept), h);
   AllLogits(step, sequences, kept, result);
   PromptLogprobs(step, sequences, kept, result);
-  BuildRows(sequences, copy);
-  const bool fits = HistoriesFit(sequences);
-  if (fits) sampler_->Describe(copy, sample_rows_, append_fed_, stream_);
   const auto rows = static_cast<int64_t>(sample_rows_.size());
   if (rows == 0) return;
   std::vector<WantedRow> wanted;
@@ -370,8 +396,7 @@ void GpuStep::EnqueueMixed(absl::Span<const SequenceInput> sequences, const Pack
                         head_rows_.Rows(0, rows), TensorView(fed_.data(), DType::kF32, {rows, 1}),
                         stream_);
   }
-  if (!fits) return SampleInGroups(sequences, logits, fed_tokens, copy, result);
-  sampler_->Launch(logits, fed_tokens, TensorView(tokens_.as<int32_t>(), {rows}), stream_);
+  choice_ = {logits, fed_tokens, TensorView(tokens_.as<int32_t>(), {rows})};
 }
 
 TensorView GpuStep::RowLogits(const StepContext& step, absl::Span<const WantedRow> rows, int kept) {

@@ -35,9 +35,14 @@ class GpuStep {
 
   // Enqueues everything up to the copy of results to the host-side block `copy`; fills in the parts
   // of `result` that had to be waited for (prompt log probabilities, all logits). The plan's spans
-  // must live until the results have been read.
-  void Enqueue(absl::Span<const scheduler::SequenceInput> sequences, int copy,
+  // must live until the results have been read. False: all but the choice of tokens, as sequences
+  // of the step are constrained; then Choose comes before the next Enqueue.
+  bool Enqueue(absl::Span<const scheduler::SequenceInput> sequences, int copy,
                scheduler::StepResult* result);
+  // Waits for the masks of constrained sequences, with the forward pass under way, and enqueues the
+  // rest of that step.
+  void Choose(absl::Span<const scheduler::SequenceInput> sequences, int copy,
+              scheduler::StepResult* result);
   // After the stream has passed what Enqueue left there: the sampled tokens of that step.
   void ReadSampled(absl::Span<const scheduler::SequenceInput> sequences, int copy,
                    scheduler::StepResult* result);
@@ -65,17 +70,24 @@ class GpuStep {
   StepContext Context(const BatchView& batch);
   const DecodeGraph* GraphFor(absl::Span<const scheduler::SequenceInput> sequences) const;
 
+  // What the sampler is launched on; of the step enqueued last.
+  struct Choice {
+    TensorView logits, fed_tokens, tokens;
+  };
+
   // The forward pass of `rows` decoding sequences, from ids to sampled tokens: what a graph holds.
   void EnqueueDecode(int rows);
+  // All but the choice; fills choice_.
   void EnqueueMixed(absl::Span<const scheduler::SequenceInput> sequences, const Packed& packed,
                     int copy, scheduler::StepResult* result);
+  void Fetch(int copy);
   // Fills sample_rows_, append_fed_ and who is sampled.
   void BuildRows(absl::Span<const scheduler::SequenceInput> sequences, int copy);
-  // Whether one description holds what all rows of the step look at (penalties, biases).
+  // Whether one description holds what all rows of the step look at (penalties, biases, masks).
   bool HistoriesFit(absl::Span<const scheduler::SequenceInput> sequences) const;
   // Else: as many rows at a time as fit, each group waited for. Nothing is left to read afterwards.
-  void SampleInGroups(absl::Span<const scheduler::SequenceInput> sequences, TensorView logits,
-                      TensorView fed_tokens, int copy, scheduler::StepResult* result);
+  void SampleInGroups(absl::Span<const scheduler::SequenceInput> sequences, int copy,
+                      scheduler::StepResult* result);
   // Results of the sequences `rows` of the plan from the sampler's host-side block.
   void ReadRows(absl::Span<const scheduler::SequenceInput> sequences, absl::Span<const size_t> rows,
                 int copy, scheduler::StepResult* result);
@@ -106,6 +118,7 @@ class GpuStep {
   std::vector<kernels::SampleRow> sample_rows_;
   SampleRoom sample_room_;
   std::vector<uint8_t> append_fed_;
+  Choice choice_;
 };
 
 }  // namespace weir::model

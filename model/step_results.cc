@@ -1,6 +1,7 @@
 #include "model/step_results.h"
 
 #include <algorithm>
+#include <chrono>
 
 namespace weir::model {
 
@@ -60,6 +61,22 @@ kernels::SampleRow SampleRowOf(const SequenceInput& sequence) {
     row.generated = sequence.generated;
   }
   return row;
+}
+
+int64_t AwaitMasks(absl::Span<const SequenceInput> sequences, absl::Span<const size_t> sampled,
+                   absl::Span<kernels::SampleRow> rows) {
+  const auto begin = std::chrono::steady_clock::now();
+  bool any = false;
+  for (size_t r = 0; r < rows.size(); ++r) {
+    const SequenceInput& sequence = sequences[sampled[r]];
+    if (sequence.mask == nullptr) continue;
+    rows[r].allowed_mask = sequence.mask->Await(sequence.draw);
+    any = true;
+  }
+  if (!any) return -1;
+  return std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::steady_clock::now() -
+                                                               begin)
+      .count();
 }
 
 void TakePromptLogprobs(absl::Span<const SequenceInput> sequences, absl::Span<const WantedRow> rows,

@@ -36,6 +36,11 @@ std::vector<WantedRow> PromptRows(absl::Span<const scheduler::SequenceInput> seq
 // is not yet among `generated`.
 kernels::SampleRow SampleRowOf(const scheduler::SequenceInput& sequence);
 
+// Waits for the masks of constrained sequences: rows[r] gets that of sequence sampled[r].
+// Microseconds waited; -1: there are none.
+int64_t AwaitMasks(absl::Span<const scheduler::SequenceInput> sequences,
+                   absl::Span<const size_t> sampled, absl::Span<kernels::SampleRow> rows);
+
 // Log probabilities of the rows' targets under `logits` [rows, vocab], appended to the outputs.
 void TakePromptLogprobs(absl::Span<const scheduler::SequenceInput> sequences,
                         absl::Span<const WantedRow> rows, TensorView logits, Stream stream,

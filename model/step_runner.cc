@@ -230,6 +230,7 @@ void StepRunner::SampleTokens(const StepContext& step, absl::Span<const Sequence
   if (rows.empty()) return;
 
   const TensorView logits = ComputeLogits(step, rows);
+  result->mask_wait_us = AwaitMasks(sequences, sampled, absl::MakeSpan(sample_rows_));
   kernels::Sample(logits, sample_rows_, sample_room_.Make(sequences, sampled), stream_);
   sample_room_.Take(sequences, sampled, result);
   for (const size_t i : sampled) {

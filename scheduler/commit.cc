@@ -66,19 +66,22 @@ void Committer::TakeToken(RunningRequest& request, Sequence& sequence, TokenLogp
 
   const int32_t count = static_cast<int32_t>(sequence.generated.size());
   const auto& stops = request.request.stop_ids;
-  if (count > request.request.min_tokens &&
+  // The constraint lets an answer end early only where it is complete.
+  if ((count > request.request.min_tokens || sequence.mask != nullptr) &&
       std::find(stops.begin(), stops.end(), token) != stops.end()) {
     return FinishChoice(request, sequence, FinishReason::kStop, token);
   }
   if (count == request.request.max_tokens) {
-    FinishChoice(request, sequence, FinishReason::kLength);
+    return FinishChoice(request, sequence, FinishReason::kLength);
   }
+  if (sequence.mask != nullptr) sequence.mask->Advance(token);
 }
 
 void Committer::FinishChoice(RunningRequest& request, Sequence& sequence, FinishReason reason,
                              int32_t stop_id) {
   if (sequence.finished) return;
   sequence.finished = true;
+  if (sequence.mask != nullptr) sequence.mask->Close();
   if (!EndedByItself(reason) || EndedByItself(request.outcome)) request.outcome = reason;
   ChoiceFinished finished;
   finished.choice = sequence.choice;

@@ -41,6 +41,7 @@ EngineLoop::EngineLoop(const SchedulerOptions& options, Executor* executor, cons
       metrics_(metrics),
       committer_(clock, metrics),
       controller_(options.target_inter_token_us, budget_.tokens),
+      masks_(options.mask_threads, metrics),
       cache_(executor->limits().layout, executor->limits().cache) {
   Publish();
 }
@@ -173,6 +174,12 @@ void EngineLoop::Start(Waiting waiting) {
     sequence.sampling.seed += static_cast<uint64_t>(choice);
     sequence.memory = std::move(memory[choice]);
     sequence.generated.reserve(request.max_tokens);
+    if (request.constraint == nullptr) continue;
+    sequence.mask = std::make_shared<SequenceMask>(
+        request.constraint,
+        SequenceMask::Limits{executor_->limits().vocab_size, request.min_tokens, request.stop_ids},
+        &masks_);
+    sequence.mask->Begin();
   }
   by_id_.emplace(request.id, running.get());
   running_.push_back(std::move(running));
@@ -269,7 +276,11 @@ void EngineLoop::SampleInto(const RunningRequest& request, Sequence& sequence,
   input->sample = true;
   input->sampling = &sequence.sampling;
   input->draw = static_cast<uint64_t>(sequence.drawn);
-  if (sequence.drawn < request.request.min_tokens) input->forbidden = request.request.stop_ids;
+  input->mask = sequence.mask.get();
+  // A mask minds min_tokens itself.
+  if (sequence.drawn < request.request.min_tokens && sequence.mask == nullptr) {
+    input->forbidden = request.request.stop_ids;
+  }
   if (sequence.sampling.needs_history()) {
     input->prompt = request.request.prompt;
     input->generated = sequence.generated;
@@ -304,6 +315,7 @@ void EngineLoop::WaitAndCommit() {
   }
   metrics_->OnPhase(StepPhase::kExecute, kind,
                     result.duration_us > 0 ? result.duration_us : took_us);
+  if (result.mask_wait_us >= 0) metrics_->OnMaskWait(result.mask_wait_us);
   committer_.CommitStep(step, std::move(result));
   last_commit_us_ = clock_->NowUs();
   ++committed_steps_;

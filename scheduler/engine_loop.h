@@ -18,6 +18,7 @@
 #include "scheduler/commit.h"
 #include "scheduler/executor.h"
 #include "scheduler/mailbox.h"
+#include "scheduler/mask_pool.h"
 #include "scheduler/prefill_controller.h"
 #include "scheduler/running.h"
 #include "scheduler/scheduler.h"
@@ -69,6 +70,7 @@ class EngineLoop {
   Committer committer_;
   PrefillController controller_;
 
+  MaskPool masks_;              // outlives the masks of running_
   cache::SequenceCache cache_;  // outlives the reservations of running_
   AdmissionQueue queue_;
   std::vector<std::unique_ptr<RunningRequest>> running_;  // in order of admission

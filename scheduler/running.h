@@ -9,6 +9,7 @@
 
 #include "cache/sequence_cache.h"
 #include "scheduler/executor.h"
+#include "scheduler/mask_pool.h"
 #include "scheduler/request.h"
 #include "scheduler/token_sink.h"
 
@@ -20,6 +21,7 @@ struct Sequence {
   int32_t choice = 0;
   SamplingParams sampling;  // of the request, with seed + choice
   cache::Reservation memory;
+  std::shared_ptr<SequenceMask> mask;  // null: unconstrained
   // What its sink was given. Its capacity is max_tokens from the start: spans into it stay valid.
   std::vector<int32_t> generated;
 

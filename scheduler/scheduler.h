@@ -1,8 +1,8 @@
 // Scheduler: admits requests, plans steps, runs them on an executor and delivers tokens.
 //
 // Threads: Submit, Cancel, StopChoice, Drain and stats may be called from any thread; they leave a
-// message for the engine thread, which owns every mutable field of scheduling and cache. Lifetime: the
-// executor, the clock and the metrics outlive the scheduler.
+// message for the engine thread, which owns every mutable field of scheduling and cache. Lifetime:
+// the executor, the clock and the metrics outlive the scheduler.
 #pragma once
 
 #include <cstdint>
@@ -24,8 +24,9 @@ struct SchedulerOptions {
   int64_t max_queued_tokens = 4 << 20;  // prompt tokens waiting, all requests together
   int32_t max_choices = 16;             // n of one request (also bounded by the slots)
   int32_t step_tokens = 0;              // token budget of a step; 0: the executor's limit
-  int32_t prefill_chunk_tokens = 0;     // longest piece of one prompt in a step; 0: the step's budget
-  int64_t target_inter_token_us = 0;    // > 0: the prefill budget of mixed steps adapts to keep it
+  int32_t prefill_chunk_tokens = 0;   // longest piece of one prompt in a step; 0: the step's budget
+  int32_t mask_threads = 0;           // make masks of constrained sequences; 0: the engine's thread
+  int64_t target_inter_token_us = 0;  // > 0: the prefill budget of mixed steps adapts to keep it
 };
 
 // A consistent picture for health, metrics and tests.
@@ -61,8 +62,8 @@ class Scheduler {
   // Ends one choice with kStop: the server saw a stop string.
   void StopChoice(RequestId id, int32_t choice);
 
-  // Refuses new requests from now on; what runs or waits goes on until `deadline_us` (on the clock),
-  // then ends with kDrained.
+  // Refuses new requests from now on; what runs or waits goes on until `deadline_us` (on the
+  // clock), then ends with kDrained.
   void Drain(int64_t deadline_us);
   // Blocks until nothing is queued or running. REQUIRES: Start() was called.
   void WaitIdle();

@@ -108,6 +108,11 @@ void SchedulerMetrics::AddStepMetrics(metrics::Registry* registry, const Executo
           {{"phase", kPhaseNames[phase]}, {"kind", kKindNames[kind]}});
     }
   }
+  mask_time_ = registry->AddHistogram(
+      "weir_mask_seconds", "Making the mask of one token of a constrained choice.", StepBuckets());
+  mask_wait_ = registry->AddHistogram(
+      "weir_mask_wait_seconds",
+      "How long a step with constrained choices stood still for their masks.", StepBuckets());
   step_sequences_ = registry->AddHistogram("weir_step_sequences", "Sequences in a step.",
                                            PowersOfTwo(limits.max_step_sequences));
   step_tokens_ = registry->AddHistogram("weir_step_tokens", "Tokens in a step.",
@@ -178,6 +183,9 @@ void SchedulerMetrics::OnFinished(FinishReason outcome, const RequestTimes& time
 void SchedulerMetrics::OnPhase(StepPhase phase, StepKind kind, int64_t took_us) {
   Observe(step_time_[static_cast<size_t>(phase)][static_cast<size_t>(kind)], Seconds(took_us));
 }
+
+void SchedulerMetrics::OnMask(int64_t took_us) { Observe(mask_time_, Seconds(took_us)); }
+void SchedulerMetrics::OnMaskWait(int64_t waited_us) { Observe(mask_wait_, Seconds(waited_us)); }
 
 void SchedulerMetrics::OnStep(const StepInFlight& step) {
   Count(steps_[static_cast<size_t>(KindOf(step))]);

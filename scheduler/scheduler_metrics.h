@@ -44,6 +44,10 @@ class SchedulerMetrics {
   void OnFinished(FinishReason outcome, const RequestTimes& times);
   void OnPhase(StepPhase phase, StepKind kind, int64_t took_us);
   void OnStep(const StepInFlight& step);
+  // A mask of a constrained sequence was made; threads of the pool.
+  void OnMask(int64_t took_us);
+  // A step with constrained sequences stood still for their masks.
+  void OnMaskWait(int64_t waited_us);
   void Publish(const EngineGauges& gauges);
 
  private:
@@ -71,6 +75,8 @@ class SchedulerMetrics {
   metrics::Counter* dropped_tokens_ = nullptr;
   std::array<metrics::Counter*, kKinds> steps_{};
   std::array<std::array<metrics::Histogram*, kKinds>, kPhases> step_time_{};
+  metrics::Histogram* mask_time_ = nullptr;
+  metrics::Histogram* mask_wait_ = nullptr;
   metrics::Histogram* step_sequences_ = nullptr;
   metrics::Histogram* step_tokens_ = nullptr;
   metrics::Gauge* queued_requests_ = nullptr;

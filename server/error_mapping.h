@@ -11,8 +11,8 @@ class Status;
 
 namespace weir::server {
 
-// FAILED_PRECONDITION: the model lacks what the call needs. `type` is "TOKENIZER" or
-// "CHAT_TEMPLATE"; `description` says what to do instead.
+// FAILED_PRECONDITION: the model lacks what the call needs. `type` is "TOKENIZER",
+// "CHAT_TEMPLATE" or "END_TOKEN"; `description` says what to do instead.
 absl::Status MissingPrecondition(std::string_view type, std::string_view model,
                                  std::string_view description);
 

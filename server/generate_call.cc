@@ -27,6 +27,7 @@
 #include "server/span_exporter.h"
 #include "server/wire.h"
 #include "server/work_pool.h"
+#include "text/grammar.h"
 #include "weir/v1/generate.pb.h"
 
 namespace weir::server {
@@ -113,7 +114,7 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     if (request_.stream.answer) {
       request_.stream.answer->id_seed = uint64_t{bits[2]} << 32 | bits[3];
     }
-    if (!request_.source.text && !request_.source.chat) {
+    if (!request_.source.text && !request_.source.chat && !request_.constraint) {
       return Submit(std::move(request_.request.prompt));
     }
     const int64_t waits_since_us = context_->clock->NowUs();
@@ -163,16 +164,52 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                                                   1e-6);
     if (cancelled_) return absl::CancelledError("the client cancelled the call");
     if (DeadlinePassed()) return TooLate();
-    std::string rendered;
-    ASSIGN_OR_RETURN(std::vector<int32_t> prompt,
-                     EncodePrompt(request_.source, *context_->model, &rendered));
-    if (request_.stream.answer) {
-      request_.stream.answer->in_reasoning =
-          StartOfAnswer(request_.source, *context_->model, rendered) == text::ReasoningStart::kOpen;
+    std::vector<int32_t> prompt = std::move(request_.request.prompt);
+    text::ReasoningStart reasoning = text::ReasoningStart::kNone;
+    if (request_.source.text || request_.source.chat) {
+      std::string rendered;
+      ASSIGN_OR_RETURN(prompt, EncodePrompt(request_.source, *context_->model, &rendered));
+      reasoning = StartOfAnswer(request_.source, *context_->model, rendered);
+      context_->metrics->text_seconds->Observe(
+          static_cast<double>(context_->clock->NowUs() - begin_us) * 1e-6);
     }
-    context_->metrics->text_seconds->Observe(
-        static_cast<double>(context_->clock->NowUs() - begin_us) * 1e-6);
+    if (request_.stream.answer) {
+      request_.stream.answer->in_reasoning = reasoning == text::ReasoningStart::kOpen;
+    }
+    if (request_.constraint) RETURN_IF_ERROR(CompileConstraint(reasoning));
     return Submit(std::move(prompt));
+  }
+
+  // Text thread.
+  absl::Status CompileConstraint(text::ReasoningStart reasoning) {
+    const int64_t begin_us = context_->clock->NowUs();
+    // Reasoning that nobody takes apart would be text of the answer, which is to be the
+    // constraint's.
+    if (reasoning == text::ReasoningStart::kMayOpen && !request_.stream.answer) {
+      reasoning = text::ReasoningStart::kNone;
+    }
+    ConstraintSpec spec = *std::exchange(request_.constraint, std::nullopt);
+    const std::string field = spec.field;
+    ASSIGN_OR_RETURN(const text::GrammarSource source,
+                     ToGrammarSource(std::move(spec), reasoning, *context_->model,
+                                     context_->limits.max_constraint_bytes));
+    const auto compiled = context_->grammars->Compile(source);
+    const bool hit = compiled.ok() && compiled->cached;
+    const ServerMetrics& metrics = *context_->metrics;
+    (hit ? metrics.constraint_cache_hits : metrics.constraint_cache_misses)->Increment();
+    if (!hit) {
+      metrics.constraint_compile_seconds->Observe(
+          static_cast<double>(context_->clock->NowUs() - begin_us) * 1e-6);
+    }
+    if (absl::IsInvalidArgument(compiled.status())) {
+      return InvalidField(field, absl::StrCat("cannot be compiled: ", compiled.status().message()));
+    }
+    RETURN_IF_ERROR(compiled.status());
+    auto constraint =
+        std::make_shared<GrammarConstraint>(std::move(compiled->grammar), context_->model->eos_ids);
+    request_.stream.constraint = constraint;
+    request_.request.constraint = std::move(constraint);
+    return absl::OkStatus();
   }
 
   absl::Status Submit(std::vector<int32_t> prompt) {

@@ -54,6 +54,7 @@ void FillModel(const ServedModel& from, v1::ModelInfo* to) {
   sampling->set_repetition_penalty(from.sampling.repetition_penalty);
   sampling->set_presence_penalty(0);
   sampling->set_frequency_penalty(0);
+  to->set_constraints(from.tokenizer != nullptr && !from.eos_ids.empty());
   for (const std::string& tensor : from.skipped_tensors) to->add_skipped_tensors(tensor);
 }
 

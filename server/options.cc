@@ -65,6 +65,10 @@ void AddSchedulingOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                            "Requests that may wait; more are refused."));
   table->push_back(Integer("max-queued-tokens", &o->max_queued_tokens, 1, int64_t{1} << 40,
                            "Prompt tokens that may wait, all requests together."));
+  table->push_back(
+      Integer("mask-threads", &o->mask_threads, 0, 256,
+              "Threads that say what constrained answers may go on with; 0: half of the "
+              "machine's, at most 8."));
   table->push_back(Integer("max-choices", &o->max_choices, 1, 1024, "Largest n of a request."));
 }
 
@@ -77,6 +81,10 @@ void AddCallOptions(ServerOptions* o, std::vector<OptionSpec>* table) {
                            "Most stop strings of a request."));
   table->push_back(
       Integer("max-logit-bias", &o->max_logit_bias, 0, 1 << 20, "Most logit biases of a request."));
+  table->push_back(Bytes("max-constraint-bytes", &o->max_constraint_bytes, 64, 16 << 20,
+                         "Largest schema, grammar or the like of a request."));
+  table->push_back(Integer("constraint-cache", &o->constraint_cache, 0, 1 << 16,
+                           "Compiled constraints that are kept, those used last."));
   table->push_back(Duration("max-deadline", &o->max_deadline_us, 0,
                             "Longest that a call may take; 0: as long as its own deadline."));
   table->push_back(

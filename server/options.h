@@ -59,6 +59,9 @@ struct ServerOptions {
   int64_t max_logprobs = 20;
   int64_t max_stop_strings = 16;
   int64_t max_logit_bias = 1024;
+  int64_t max_constraint_bytes = 256 << 10;
+  int64_t constraint_cache = 128;
+  int64_t mask_threads = 0;     // 0: chosen by the machine
   int64_t max_deadline_us = 0;  // 0: the client's deadline alone
   int64_t max_request_bytes = 16 << 20;
   int64_t stream_buffer_tokens = 1024;

@@ -216,6 +216,28 @@ void ParseAnswer(const v1::GenerateRequest& in, const ServedModel& model, ValidR
   answer.tools = std::make_shared<const std::vector<text::Tool>>(out->tool_use.tools);
 }
 
+void Constrain(const v1::GenerateRequest& in, const RequestLimits& limits, ValidRequest* out,
+               Violations* v) {
+  const std::vector<text::Tool>& forced = out->tool_use.forced;
+  if (in.has_constraint() && !forced.empty()) {
+    v->Add("constraint",
+           "excludes tool_use with mode REQUIRED or NAMED: the answer is calls of tools");
+  } else if (in.has_constraint()) {
+    out->constraint = ToConstraintSpec(in.constraint(), limits.max_constraint_bytes, v);
+  } else if (!forced.empty()) {
+    out->constraint.emplace();
+    out->constraint->field = "chat.tools";
+    out->constraint->calls = forced;
+    out->constraint->parallel = out->tool_use.parallel;
+  } else {
+    return;
+  }
+  if (in.stopping().ignore_eos()) {
+    v->Add("stopping.ignore_eos",
+           "contradicts constraint and forced calls of tools: they say where an answer ends");
+  }
+}
+
 // What the request needs of the model and the model has not.
 absl::Status CheckPreconditions(const v1::GenerateRequest& in, const ServedModel& model) {
   if (model.tokenizer == nullptr) {
@@ -225,6 +247,17 @@ absl::Status CheckPreconditions(const v1::GenerateRequest& in, const ServedModel
     if (in.output().pieces()) return NeedTokenizer(model, "it knows no bytes of tokens");
     if (in.stopping().stop_strings_size() > 0) {
       return NeedTokenizer(model, "it knows no stop strings");
+    }
+  }
+  const v1::ToolUse::Mode mode = in.tool_use().mode();
+  if (in.has_constraint() || mode == v1::ToolUse::MODE_REQUIRED ||
+      mode == v1::ToolUse::MODE_NAMED) {
+    if (model.tokenizer == nullptr) return NeedTokenizer(model, "it cannot constrain answers");
+    if (model.eos_ids.empty()) {
+      return MissingPrecondition("END_TOKEN", model.name,
+                                 absl::StrCat("the model ", model.name,
+                                              " has no end token, so an answer could not end where "
+                                              "its constraint is complete"));
     }
   }
   if (in.has_chat() && model.chat_template == nullptr) return NeedTemplate(model);
@@ -264,10 +297,9 @@ absl::StatusOr<ValidRequest> ValidateGenerate(const v1::GenerateRequest& request
   }
   out.request.priority = request.priority();
   CheckRange("priority", request.priority(), -kMaxPriority, kMaxPriority, false, &violations);
-  if (request.has_constraint())
-    violations.Add("constraint", "this server does not constrain answers");
   out.tool_use = ToToolUse(request, model, &violations);
   if (request.output().parse_answer()) ParseAnswer(request, model, &out, &violations);
+  Constrain(request, limits, &out, &violations);
   if (!violations.empty()) return violations.ToStatus();
   return out;
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <string>
 #include <string_view>
@@ -11,6 +12,7 @@
 #include "core/status.h"
 #include "scheduler/request.h"
 #include "server/answer_stream.h"
+#include "server/constraint.h"
 #include "server/tool_use.h"
 #include "text/chat_template.h"
 
@@ -31,6 +33,7 @@ struct RequestLimits {
   int32_t max_logprobs = 20;
   int32_t max_stop_strings = 16;
   int32_t max_logit_bias = 1024;
+  int64_t max_constraint_bytes = 256 << 10;
 };
 
 // The prompt before text work. At most one of `text` and `chat` is set; neither: ids are given.
@@ -52,18 +55,20 @@ struct StreamConfig {
   std::vector<int32_t> stop_ids;  // all that end an answer, sorted
   int32_t min_tokens = 0;
   int32_t logprobs = -1;
-  std::optional<AnswerConfig> answer;  // the text is to be taken apart
-  bool pieces = false;                 // token ids come with their bytes
-  bool prompt_token_ids = false;       // in Accepted
-  int64_t received_us = 0;             // when the call came, on the scheduler's clock; 0: not known
+  std::optional<AnswerConfig> answer;                   // the text is to be taken apart
+  bool pieces = false;                                  // token ids come with their bytes
+  bool prompt_token_ids = false;                        // in Accepted
+  std::shared_ptr<const GrammarConstraint> constraint;  // to ask why it could not be followed
+  int64_t received_us = 0;  // when the call came, on the scheduler's clock; 0: not known
 };
 
 struct ValidRequest {
   PromptSource source;
   ToolUse tool_use;
   StreamConfig stream;
-  // Complete but for id, deadline, sink, the prompt when it comes from text, and max_tokens when
-  // absent (0), which SetPrompt fills in.
+  std::optional<ConstraintSpec> constraint;  // compiled by the call, into request.constraint
+  // Complete but for id, deadline, sink, constraint, the prompt when it comes from text, and
+  // max_tokens when absent (0), which SetPrompt fills in.
   scheduler::Request request;
 };
 

@@ -279,6 +279,11 @@ void ResponseStream::HandleRequestFinished(const scheduler::RequestTimes& times)
 
   std::lock_guard<std::mutex> lock(mutex_);
   end_ = End{ToStatus(worst_, max_waiting_tokens_), times, false};
+  if (worst_ != FinishReason::kError || config_.constraint == nullptr) return;
+  const std::string why = config_.constraint->failure();
+  if (why.empty()) return;
+  end_->status =
+      InvalidField("constraint", absl::StrCat("the answer could not be continued under it: ", why));
 }
 
 // The delta of `choice` that the writer has not taken, or a new one at the end.

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <chrono>
 #include <random>
+#include <thread>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
@@ -33,6 +34,7 @@
 #include "server/vllm_metrics.h"
 #include "server/watchdog.h"
 #include "server/work_pool.h"
+#include "text/grammar.h"
 
 namespace weir::server {
 namespace {
@@ -85,6 +87,8 @@ struct Server::Impl {
   ServiceContext context;
   scheduler::Scheduler* scheduler = nullptr;
   std::unique_ptr<ServerMetrics> metrics;
+  std::unique_ptr<text::GrammarCompiler> grammars;
+  std::thread prepares_grammars;
   std::unique_ptr<WorkPool> text_pool;
   std::unique_ptr<WorkPool> delivery_pool;
   std::vector<std::unique_ptr<grpc::Service>> services;
@@ -128,12 +132,14 @@ void Server::Impl::FillContext(const ServerOptions& options, const ServedModel* 
   context.open_streams.SetGauge(metrics->open_streams);
   context.text_pool = text_pool.get();
   context.delivery_pool = delivery_pool.get();
+  context.grammars = grammars.get();
   context.limits.max_choices = static_cast<int32_t>(
       std::min<int64_t>(options.max_choices, std::max(1, model->limits.cache.slots)));
   context.limits.default_max_tokens = static_cast<int32_t>(options.default_max_tokens);
   context.limits.max_logprobs = static_cast<int32_t>(options.max_logprobs);
   context.limits.max_stop_strings = static_cast<int32_t>(options.max_stop_strings);
   context.limits.max_logit_bias = static_cast<int32_t>(options.max_logit_bias);
+  context.limits.max_constraint_bytes = options.max_constraint_bytes;
   context.stream_buffer_tokens = static_cast<int32_t>(options.stream_buffer_tokens);
   context.slow_reader_us = options.slow_reader_us;
   context.max_deadline_us = options.max_deadline_us;
@@ -195,6 +201,11 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
                      SpanExporter::Start(options.otlp_endpoint, model->name, clock, registry));
   }
   impl->context.spans = impl->spans.get();
+  if (model->tokenizer != nullptr) {
+    impl->grammars = std::make_unique<text::GrammarCompiler>(
+        model->tokenizer, model->eos_ids, static_cast<size_t>(options.constraint_cache),
+        static_cast<size_t>(options.max_request_bytes));
+  }
   impl->text_pool = std::make_unique<WorkPool>(static_cast<int>(options.text_threads),
                                                static_cast<size_t>(options.max_waiting_texts),
                                                static_cast<size_t>(options.max_waiting_text_bytes));
@@ -202,12 +213,18 @@ absl::StatusOr<std::unique_ptr<Server>> Server::Start(const ServerOptions& optio
   impl->FillContext(options, model, clock);
   RETURN_IF_ERROR(impl->Build(options));
   impl->StartWatchdog(options.stall_us);
+  if (impl->grammars != nullptr && !model->eos_ids.empty()) {
+    // Serving does not wait for what only constraints need.
+    impl->prepares_grammars =
+        std::thread([grammars = impl->grammars.get()] { grammars->Prepare(); });
+  }
   return std::unique_ptr<Server>(new Server(std::move(impl)));
 }
 
 Server::Server(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 
 Server::~Server() {
+  if (impl_->prepares_grammars.joinable()) impl_->prepares_grammars.join();
   impl_->watchdog.reset();
   // Whatever still runs ends now; then gRPC can wait for its calls.
   impl_->context.draining = true;

@@ -81,6 +81,15 @@ ServerMetrics::ServerMetrics(const ServedModel& model, metrics::Registry* regist
   text_wait_seconds = registry->AddHistogram(
       "weir_text_wait_seconds", "Time that a prompt waited for a text thread, in seconds.",
       {1e-5, 3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3});
+  constraint_compile_seconds = registry->AddHistogram(
+      "weir_constraint_compile_seconds",
+      "Time to compile one constraint that was not in the cache, in seconds.",
+      {1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.03, 0.1, 0.3, 1, 3, 10});
+  constexpr char kLookups[] = "Constraints looked for among the compiled ones, by what was found.";
+  constraint_cache_hits =
+      registry->AddCounter("weir_constraint_cache_lookups_total", kLookups, {{"result", "hit"}});
+  constraint_cache_misses =
+      registry->AddCounter("weir_constraint_cache_lookups_total", kLookups, {{"result", "miss"}});
   AddConstants(model, registry);
 }
 

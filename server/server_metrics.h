@@ -29,8 +29,11 @@ class ServerMetrics {
   void CallEnded(Method method, absl::StatusCode code);
 
   metrics::Gauge* open_streams = nullptr;
-  metrics::Histogram* text_seconds = nullptr;       // one prompt: template and tokenizer
-  metrics::Histogram* text_wait_seconds = nullptr;  // waiting for a text thread
+  metrics::Histogram* text_seconds = nullptr;                // one prompt: template and tokenizer
+  metrics::Histogram* constraint_compile_seconds = nullptr;  // one that was not in the cache
+  metrics::Counter* constraint_cache_hits = nullptr;
+  metrics::Counter* constraint_cache_misses = nullptr;  // refused ones included
+  metrics::Histogram* text_wait_seconds = nullptr;      // waiting for a text thread
 
  private:
   static constexpr int kNumCodes = 17;  // of gRPC

@@ -12,6 +12,9 @@ namespace weir {
 class AccessKeys;
 class Clock;
 }  // namespace weir
+namespace weir::text {
+class GrammarCompiler;
+}
 namespace weir::scheduler {
 class Scheduler;
 }
@@ -33,6 +36,8 @@ struct ServiceContext {
   SpanExporter* spans = nullptr;      // null: no tracing
   WorkPool* text_pool = nullptr;      // templates and tokenizing; bounded
   WorkPool* delivery_pool = nullptr;  // tokens to events; one task per stream at most
+  // Null: the model has no tokenizer.
+  text::GrammarCompiler* grammars = nullptr;
   RequestLimits limits;
   int32_t stream_buffer_tokens = 1024;
   int64_t slow_reader_us = 10'000'000;

@@ -74,8 +74,10 @@ ToolUse ToToolUse(const v1::GenerateRequest& request, const ServedModel& model,
   if (use.mode() == v1::ToolUse::MODE_REQUIRED && out.tools.empty()) {
     violations->Add("tool_use.mode", "REQUIRED needs a tool in chat.tools; each needs a name");
   }
-  if (use.mode() == v1::ToolUse::MODE_REQUIRED || use.mode() == v1::ToolUse::MODE_NAMED) {
-    violations->Add("tool_use.mode", "this server does not force tool calls");
+  if (use.mode() == v1::ToolUse::MODE_REQUIRED) out.forced = out.tools;
+  if (use.mode() == v1::ToolUse::MODE_NAMED) {
+    out.parallel = false;
+    if (const text::Tool* named = text::FindTool(out.tools, use.name())) out.forced = {*named};
   }
   return out;
 }

@@ -17,6 +17,8 @@ struct ServedModel;
 struct ToolUse {
   std::vector<text::Tool> tools;  // shown to the model
   bool parallel = true;           // more than one call may come
+  // The answer must be calls of these; empty: it need not.
+  std::vector<text::Tool> forced;
 };
 
 // False: the template is not to see the request's tools.

@@ -196,6 +196,10 @@ void CudaSampler::Describe(int step_index, absl::Span<const SampleRow> rows,
   Upload(step, count, used, stream);
 }
 
+void CudaSampler::DescribeNone(Stream stream) {
+  cuda::Zero(device_.data(), sizeof(SamplePlan), stream);
+}
+
 void CudaSampler::DescribeTargets(int step_index, absl::Span<const int32_t> targets,
                                   absl::Span<const int> tops, Stream stream) {
   Step& step = steps_[step_index];

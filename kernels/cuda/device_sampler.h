@@ -16,6 +16,7 @@ class CudaSampler final : public DeviceSampler {
 
   void Describe(int step, absl::Span<const SampleRow> rows, absl::Span<const uint8_t> append_fed,
                 Stream stream) override;
+  void DescribeNone(Stream stream) override;
   void Launch(TensorView logits, TensorView fed_tokens, TensorView tokens, Stream stream) override;
   void Fetch(int step, int rows, bool with_logprobs, Stream stream) override;
   void Read(int step, absl::Span<SampleResult> results) override;

@@ -1,5 +1,7 @@
 #include "server/commands/generate_flags.h"
 
+#include <fstream>
+#include <iterator>
 #include <string>
 
 #include "absl/strings/numbers.h"
@@ -34,6 +36,13 @@ void AddGenerateFlags(CLI::App* command, GenerateFlags* flags) {
       ->take_all();
   add("--logprobs", &flags->logprobs, "Log probabilities of the tokens and of this many best ones");
   add("--prompt-logprobs", &flags->prompt_logprobs, "The same for the prompt");
+  add("--json-schema", &flags->json_schema, "The answer is JSON that fits this schema, or @FILE");
+  command->add_flag("--json-object", flags->json_object, "The answer is a JSON object");
+  add("--regex", &flags->regex, "The answer matches this regular expression, or that in @FILE");
+  add("--choice", &flags->choices, "The answer is one of these texts; repeated")
+      ->expected(1)
+      ->take_all();
+  add("--lark", &flags->lark, "The answer follows this Lark grammar, or that in @FILE");
   add("-n,--choices", &flags->n, "Answers to the same prompt");
   add("--priority", &flags->priority, "Higher goes first");
   command->add_flag("--include-stop", flags->include_stop, "Keep the stop string in the text");
@@ -41,6 +50,40 @@ void AddGenerateFlags(CLI::App* command, GenerateFlags* flags) {
   command->add_flag("--show-special-tokens", flags->show_special_tokens,
                     "Keep special tokens in the text");
 }
+
+namespace {
+
+absl::StatusOr<std::string> TextOrFile(const std::string& text) {
+  if (text.empty() || text[0] != '@') return text;
+  std::ifstream file(text.substr(1), std::ios::binary);
+  if (!file) return absl::NotFoundError(absl::StrCat(text.substr(1), " cannot be read"));
+  return std::string(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
+}
+
+absl::Status FillConstraint(const GenerateFlags& flags, v1::GenerateRequest* request) {
+  const int given = (flags.json_schema ? 1 : 0) + (flags.regex ? 1 : 0) + (flags.lark ? 1 : 0) +
+                    (flags.json_object ? 1 : 0) + (flags.choices.empty() ? 0 : 1);
+  if (given == 0) return absl::OkStatus();
+  if (given > 1) {
+    return absl::InvalidArgumentError(
+        "give one of --json-schema, --json-object, --regex, --choice and --lark");
+  }
+  v1::Constraint* constraint = request->mutable_constraint();
+  if (flags.json_object) constraint->set_json_object(true);
+  for (const std::string& value : flags.choices) constraint->mutable_choice()->add_values(value);
+  if (flags.json_schema) {
+    ASSIGN_OR_RETURN(*constraint->mutable_json_schema(), TextOrFile(*flags.json_schema));
+  }
+  if (flags.regex) {
+    ASSIGN_OR_RETURN(*constraint->mutable_regex(), TextOrFile(*flags.regex));
+  }
+  if (flags.lark) {
+    ASSIGN_OR_RETURN(*constraint->mutable_lark(), TextOrFile(*flags.lark));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
 
 absl::Status FillRequest(const GenerateFlags& flags, v1::GenerateRequest* request) {
   v1::SamplingOptions* sampling = request->mutable_sampling();
@@ -74,6 +117,7 @@ absl::Status FillRequest(const GenerateFlags& flags, v1::GenerateRequest* reques
   if (flags.logprobs) output->set_logprobs(*flags.logprobs);
   if (flags.prompt_logprobs) output->set_prompt_logprobs(*flags.prompt_logprobs);
   if (flags.show_special_tokens) output->set_skip_special_tokens(false);
+  RETURN_IF_ERROR(FillConstraint(flags, request));
   if (flags.n) request->set_n(*flags.n);
   if (flags.priority) request->set_priority(*flags.priority);
   return absl::OkStatus();

@@ -23,6 +23,9 @@ struct GenerateFlags {
   std::optional<uint64_t> seed;
   std::vector<std::string> stop_strings;
   std::vector<int32_t> stop_token_ids;
+  std::optional<std::string> json_schema, regex, lark;  // text, or "@FILE"
+  std::vector<std::string> choices;
+  bool json_object = false;
   std::vector<std::string> logit_bias;  // "ID=VALUE"
   bool include_stop = false;
   bool ignore_eos = false;

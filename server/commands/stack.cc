@@ -2,7 +2,9 @@
 
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <future>
+#include <thread>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -74,6 +76,13 @@ absl::Status SetAnswerStyle(const ServerOptions& options, text::AnswerStyle* sty
   return absl::OkStatus();
 }
 
+// Masks are made while the model runs: on a CPU on the same cores, of which they should not take
+// many.
+int32_t MaskThreads(int64_t wanted) {
+  if (wanted > 0) return static_cast<int32_t>(wanted);
+  return static_cast<int32_t>(std::clamp(std::thread::hardware_concurrency() / 2, 1u, 8u));
+}
+
 scheduler::SchedulerOptions ToSchedulerOptions(const ServerOptions& options) {
   scheduler::SchedulerOptions out;
   out.max_queued_requests = static_cast<int32_t>(options.max_queued_requests);
@@ -81,6 +90,7 @@ scheduler::SchedulerOptions ToSchedulerOptions(const ServerOptions& options) {
   out.max_choices = static_cast<int32_t>(options.max_choices);
   out.step_tokens = static_cast<int32_t>(options.step_tokens);
   out.prefill_chunk_tokens = static_cast<int32_t>(options.prefill_chunk_tokens);
+  out.mask_threads = MaskThreads(options.mask_threads);
   out.target_inter_token_us = options.target_inter_token_us;
   return out;
 }

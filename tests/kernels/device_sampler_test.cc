@@ -284,6 +284,40 @@ TEST_F(DeviceSamplerTest, TheFedTokenExtendsTheHistory) {
   EXPECT_EQ(got.results[2].token, 40) << "nothing was sampled";
 }
 
+// A captured launch whose rows come later: it must leave everything alone, and the launch that
+// makes up for it must find the logits as they were.
+TEST_F(DeviceSamplerTest, RowsMayBeDescribedAfterACapturedLaunch) {
+  constexpr int64_t kVocab = 700;
+  Prepare(3, kVocab);
+  std::mt19937_64 rng(8);
+  const std::vector<float> logits = RandomFloats(3 * kVocab, 4);
+  std::vector<OwnedRow> owned;
+  for (int i = 0; i < 3; ++i) {
+    owned.push_back(RandomRow(rng, kVocab));
+    owned.back().mask.assign((kVocab + 31) / 32, 0x00f0f00fu);
+  }
+  const std::vector<SampleRow> rows = RowsOf(owned);
+  const Outcome want = OnCpu(logits, rows);
+  OnGpu(logits, rows);  // rows that must not be chosen for again
+  const std::vector<int32_t> untouched(3, kUntouched);
+  std::vector<int32_t> tokens(3);
+  cuda::Copy(logits_.data(), logits.data(), logits.size() * 4, stream());
+  cuda::Copy(tokens_.data(), untouched.data(), 3 * 4, stream());
+  sampler_->DescribeNone(stream());
+  graph_.Launch(stream());
+  cuda::Copy(tokens.data(), tokens_.data(), 3 * 4, stream());
+  cuda::Synchronize(stream());
+  EXPECT_EQ(tokens, untouched);
+  Outcome got(rows);
+  sampler_->Describe(step_, rows, {}, stream());
+  sampler_->Launch(LogitsView(), TensorView(fed_.as<int32_t>(), {rows_}),
+                   TensorView(tokens_.as<int32_t>(), {rows_}), stream());
+  sampler_->Fetch(step_, 3, true, stream());
+  cuda::Synchronize(stream());
+  sampler_->Read(step_, absl::MakeSpan(got.results));
+  for (size_t i = 0; i < 3; ++i) EXPECT_EQ(got.results[i].token, want.results[i].token) << i;
+}
+
 TEST_F(DeviceSamplerTest, NothingToChooseFrom) {
   Prepare(4, 513);
   std::vector<float> logits(4 * 513, std::numeric_limits<float>::quiet_NaN());

@@ -14,6 +14,7 @@
 #include "absl/strings/str_cat.h"
 #include "core/clock.h"
 #include "scheduler/scheduler.h"
+#include "tests/support/fake_constraint.h"
 #include "tests/support/fake_executor.h"
 #include "tests/support/recording_sink.h"
 
@@ -165,6 +166,8 @@ void World::Build() {
   options_.max_choices = static_cast<int32_t>(dice_.Roll(3, 5));
   options_.step_tokens = static_cast<int32_t>(dice_.Pick({0, 0, 1, 5, 20}));
   options_.prefill_chunk_tokens = static_cast<int32_t>(dice_.Pick({0, 0, 1, 3, 10}));
+  // With threads only the time differs, not what is chosen.
+  options_.mask_threads = dice_.OneIn(10) ? 2 : 0;
   options_.target_inter_token_us = dice_.Pick<int64_t>({0, 0, 500, 4000});
   scheduler_ = std::make_unique<scheduler::Scheduler>(options_, executor_.get(), &clock_, nullptr);
   const int64_t count = dice_.Roll(1, scale_.most_requests);
@@ -207,6 +210,17 @@ std::unique_ptr<Client> World::MakeClient(RequestId id) {
   if (dice_.OneIn(12)) {
     sampling.logit_bias.emplace_back(weir::testing::kNanAtDraw,
                                      static_cast<float>(dice_.Roll(0, 8)));
+  }
+  if (dice_.OneIn(3)) {
+    weir::testing::FakeConstraint::Rules rules;
+    rules.seed = static_cast<uint64_t>(dice_.Roll(0, 1 << 20));
+    rules.vocab = limits.vocab_size;
+    rules.stop_ids = request.stop_ids;
+    if (!rules.stop_ids.empty() && dice_.OneIn(2)) {
+      rules.complete_after = static_cast<int32_t>(dice_.Roll(0, 20));
+    }
+    if (dice_.OneIn(12)) rules.fails_at = static_cast<int32_t>(dice_.Roll(0, 8));
+    request.constraint = std::make_shared<weir::testing::FakeConstraint>(rules);
   }
   if (dice_.OneIn(6)) client->cancel_turn = client->arrives_turn + dice_.Roll(0, 40);
   if (dice_.OneIn(4)) {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <memory>
 #include <set>
 #include <thread>
 
@@ -35,7 +36,8 @@ uint64_t EntryOf(int32_t token, int32_t position) {
 // -1: "every logit is NaN".
 int32_t Choose(uint64_t key, const SamplingParams& sampling, uint64_t draw,
                absl::Span<const int32_t> prompt, absl::Span<const int32_t> generated,
-               absl::Span<const int32_t> forbidden, int32_t vocab) {
+               absl::Span<const int32_t> forbidden, absl::Span<const uint32_t> allowed,
+               int32_t vocab) {
   for (const auto& [id, at] : sampling.logit_bias) {
     if (id == kNanAtDraw && static_cast<uint64_t>(at) == draw) return -1;
   }
@@ -46,7 +48,11 @@ int32_t Choose(uint64_t key, const SamplingParams& sampling, uint64_t draw,
   }
   int32_t token = static_cast<int32_t>(x % static_cast<uint64_t>(vocab));
   for (int32_t tries = 0; tries < vocab; ++tries) {
-    if (std::find(forbidden.begin(), forbidden.end(), token) == forbidden.end()) return token;
+    const bool is_allowed =
+        allowed.empty() || (allowed[static_cast<size_t>(token / 32)] >> (token % 32) & 1) != 0;
+    if (is_allowed && std::find(forbidden.begin(), forbidden.end(), token) == forbidden.end()) {
+      return token;
+    }
     token = (token + 1) % vocab;
   }
   return -1;
@@ -69,6 +75,20 @@ uint64_t KeyOfHistory(absl::Span<const int32_t> tokens, bool has_pages) {
     if (has_pages) attention = Mix(attention, EntryOf(tokens[i], i));
   }
   return Mix(state, attention);
+}
+
+// The next mask, with what min_tokens makes of it.
+bool ExpectedMask(const scheduler::Request& request, scheduler::TokenConstraint* constraint,
+                  bool too_short, std::vector<uint32_t>* mask) {
+  if (!constraint->FillMask(absl::MakeSpan(*mask))) return false;
+  if (!too_short) return true;
+  std::vector<uint32_t> longer = *mask;
+  for (const int32_t id : request.stop_ids) {
+    longer[static_cast<size_t>(id / 32)] &= ~(uint32_t{1} << (id % 32));
+  }
+  const auto some = [](uint32_t word) { return word != 0; };
+  if (std::any_of(longer.begin(), longer.end(), some)) *mask = longer;
+  return true;
 }
 
 template <typename T>
@@ -123,6 +143,7 @@ void FakeExecutor::CheckInput(const SequenceInput& input) const {
     WEIR_CHECK(token >= 0 && token < limits.vocab_size) << "token " << token;
   }
   WEIR_CHECK(!input.sample || input.sampling != nullptr) << "sampled without parameters";
+  WEIR_CHECK(input.sample || input.mask == nullptr) << "a mask, and nothing to choose";
   WEIR_CHECK(!input.sample || !input.sampling->needs_history() || !input.prompt.empty())
       << "penalties without a history";
   if (input.feed_previous) {
@@ -308,8 +329,10 @@ SequenceOutput FakeExecutor::RunSequence(const SequenceInput& input) {
   const uint64_t key = KeyAt(input, slot);
   std::vector<int32_t> generated = Copied(input.generated);
   if (input.feed_previous) generated.push_back(fed);
+  absl::Span<const uint32_t> allowed;
+  if (input.mask != nullptr) allowed = input.mask->Await(input.draw);
   const int32_t token = Choose(key, *input.sampling, input.draw, input.prompt, generated,
-                               input.forbidden, options_.limits.vocab_size);
+                               input.forbidden, allowed, options_.limits.vocab_size);
   output.chosen.token = token;
   if (token >= 0 && input.sampling->logprobs >= 0) {
     output.chosen = LogprobOf(key, token, input.sampling->logprobs);
@@ -365,13 +388,24 @@ ExpectedChoice Expected(const scheduler::Request& request, int32_t choice,
   std::vector<int32_t> history = request.prompt;
   const int64_t room = limits.max_position - std::ssize(request.prompt);
   const int64_t most = std::min<int64_t>(request.max_tokens, room);
+  std::unique_ptr<scheduler::TokenConstraint> constraint;
+  std::vector<uint32_t> mask;  // empty: none
+  if (request.constraint != nullptr) {
+    constraint = request.constraint->Start();
+    mask.resize(static_cast<size_t>((limits.vocab_size + 31) / 32));
+  }
   while (std::ssize(expected.tokens) < most) {
     const uint64_t draw = expected.tokens.size();
     absl::Span<const int32_t> forbidden;
-    if (static_cast<int64_t>(draw) < request.min_tokens) forbidden = request.stop_ids;
+    const bool too_short = static_cast<int64_t>(draw) < request.min_tokens;
+    if (constraint == nullptr && too_short) forbidden = request.stop_ids;
+    if (constraint != nullptr && !ExpectedMask(request, constraint.get(), too_short, &mask)) {
+      expected.reason = scheduler::FinishReason::kError;
+      return expected;
+    }
     const int32_t token =
         Choose(KeyOfHistory(history, limits.layout.page_bytes > 0), sampling, draw, request.prompt,
-               expected.tokens, forbidden, limits.vocab_size);
+               expected.tokens, forbidden, mask, limits.vocab_size);
     if (token < 0) {
       expected.reason = scheduler::FinishReason::kError;
       return expected;
@@ -379,6 +413,7 @@ ExpectedChoice Expected(const scheduler::Request& request, int32_t choice,
     history.push_back(token);
     expected.tokens.push_back(token);
     const auto& stops = request.stop_ids;
+    if (constraint != nullptr) constraint->Accept(token);
     if (std::find(stops.begin(), stops.end(), token) != stops.end()) {
       expected.stop_id = token;
       return expected;

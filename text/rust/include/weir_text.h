@@ -1,4 +1,5 @@
-/* The C ABI of the Rust crate `weir_text`: tokenizers, incremental detokenising, chat templates.
+/* The C ABI of the Rust crate `weir_text`: tokenizers, incremental detokenising, chat templates,
+ * grammars.
  *
  * Only the C++ files of text/ include this header; everybody else uses tokenizer.h,
  * detokenizer.h and chat_template.h.
@@ -10,8 +11,8 @@
  *    sentence and the other outputs are untouched. Free every filled buffer with
  *    weir_text_buffer_free / weir_text_ids_free; freeing a zeroed one does nothing.
  *  - A panic inside becomes WEIR_TEXT_INTERNAL. Nothing here aborts the process.
- *  - Tokenizers and finished template sets are immutable and may be used from any thread at once.
- *    A stream belongs to one thread at a time.
+ *  - Tokenizers, finished template sets, vocabularies and grammars are immutable and may be used from
+ *    any thread at once. A stream or a matcher belongs to one thread at a time.
  */
 #ifndef WEIR_TEXT_RUST_INCLUDE_WEIR_TEXT_H_
 #define WEIR_TEXT_RUST_INCLUDE_WEIR_TEXT_H_
@@ -51,6 +52,9 @@ typedef struct {
 typedef struct weir_text_tokenizer weir_text_tokenizer;
 typedef struct weir_text_stream weir_text_stream;
 typedef struct weir_text_templates weir_text_templates;
+typedef struct weir_text_vocabulary weir_text_vocabulary;
+typedef struct weir_text_grammar weir_text_grammar;
+typedef struct weir_text_matcher weir_text_matcher;
 
 void weir_text_buffer_free(weir_text_buffer* buffer);
 void weir_text_ids_free(weir_text_ids* ids);
@@ -143,6 +147,46 @@ typedef struct {
 
 int32_t weir_text_templates_render(const weir_text_templates* templates, const weir_text_chat* chat,
                                    weir_text_buffer* out, weir_text_buffer* error);
+
+/* ---- grammars --------------------------------------------------------------------------------- */
+
+/* The tokenizer's tokens, arranged for grammars. `ends`: the ids that end an answer, at least one in
+ * the vocabulary; they are never part of its text. Takes a while (about a microsecond per token). */
+int32_t weir_text_vocabulary_new(const weir_text_tokenizer* tokenizer, const uint32_t* ends,
+                                 size_t num_ends, weir_text_vocabulary** out,
+                                 weir_text_buffer* error);
+void weir_text_vocabulary_free(weir_text_vocabulary* vocabulary);
+
+typedef enum {
+  WEIR_TEXT_GRAMMAR_LARK = 0,        /* its start rule is `start` */
+  WEIR_TEXT_GRAMMAR_JSON_SCHEMA = 1, /* a JSON value that is valid under it */
+  WEIR_TEXT_GRAMMAR_REGEX = 2,       /* the whole text matches */
+  WEIR_TEXT_GRAMMAR_CHOICE = 3,      /* a JSON array of strings: one of them */
+} weir_text_grammar_kind;
+
+/* frame: empty, or the Lark text of what stands around the answer, in which @answer stands for it.
+ * INVALID_ARGUMENT with the reason: it cannot be compiled, or only beyond the crate's limits. */
+int32_t weir_text_grammar_new(const weir_text_vocabulary* vocabulary, int32_t kind,
+                              weir_text_string source, weir_text_string frame,
+                              weir_text_grammar** out, weir_text_buffer* error);
+void weir_text_grammar_free(weir_text_grammar* grammar);
+
+typedef enum {
+  WEIR_TEXT_GRAMMAR_OPEN = 0,     /* the answer must go on */
+  WEIR_TEXT_GRAMMAR_MAY_END = 1,  /* it may end here */
+  WEIR_TEXT_GRAMMAR_COMPLETE = 2, /* nothing may follow */
+} weir_text_grammar_state;
+
+/* An answer at its beginning. Keeps what it needs of the grammar alive. */
+int32_t weir_text_matcher_new(const weir_text_grammar* grammar, weir_text_matcher** out,
+                              weir_text_buffer* error);
+void weir_text_matcher_free(weir_text_matcher* matcher);
+/* The answer goes on with `id`. After an error the matcher is of no more use. */
+int32_t weir_text_matcher_accept(weir_text_matcher* matcher, uint32_t id, weir_text_buffer* error);
+/* Bit id % 32 of mask[id / 32]: `id` may come next. Clear past the vocabulary. EXHAUSTED: finding out
+ * takes more than the crate's limits. */
+int32_t weir_text_matcher_mask(weir_text_matcher* matcher, uint32_t* mask, size_t num_words,
+                               int32_t* state, weir_text_buffer* error);
 
 #ifdef __cplusplus
 } /* extern "C" */

@@ -101,6 +101,11 @@ pub struct DecodePlan {
 }
 
 impl DecodePlan {
+    /// Tokens write bytes, and nothing else happens to them.
+    pub fn is_byte_level(&self) -> bool {
+        matches!(self.stages[..], [Stage::ByteLevel])
+    }
+
     /// Reads the decoder of a loaded tokenizer; `None` is a tokenizer without one.
     pub fn new(decoder: Option<&DecoderWrapper>) -> Result<Self> {
         let Some(decoder) = decoder else {

@@ -2,6 +2,7 @@
 //! slices and back, and panics into errors. What the functions mean is said in the header.
 
 use crate::failure::{Failure, Result};
+use crate::grammar::{Grammar, Kind, Matcher, Vocabulary};
 use crate::template::{Chat, Templates};
 use crate::tokenizer::{LoadedTokenizer, Stream};
 use std::mem::ManuallyDrop;
@@ -62,16 +63,18 @@ fn panic_text() -> MutexGuard<'static, String> {
     PANIC.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// From now on a panic's own words are kept for the sentence, instead of being printed.
+fn keep_panics_text() {
+    std::panic::set_hook(Box::new(|info| {
+        let text = info.to_string().replace('\n', " ");
+        *panic_text() = text;
+    }));
+}
+
 /// Runs an entry point: an error or a panic becomes a code and a sentence.
 unsafe fn entry(error: *mut Buffer, body: impl FnOnce() -> Result<()>) -> i32 {
     static HOOK: Once = Once::new();
-    // The hook keeps the panic's own words for the sentence, instead of printing them.
-    HOOK.call_once(|| {
-        std::panic::set_hook(Box::new(|info| {
-            let text = info.to_string().replace('\n', " ");
-            *panic_text() = text;
-        }));
-    });
+    HOOK.call_once(keep_panics_text);
     let failure = match catch_unwind(AssertUnwindSafe(body)) {
         Ok(Ok(())) => return 0,
         Ok(Err(failure)) => failure,
@@ -384,6 +387,109 @@ pub unsafe extern "C" fn weir_text_templates_render(
             now_unix_s: chat.now_unix_s,
         })?;
         put_bytes(out, text.into_bytes());
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_vocabulary_new(
+    tokenizer: *const TokenizerHandle,
+    ends: *const u32,
+    num_ends: usize,
+    out: *mut *mut Vocabulary,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let ends = if num_ends == 0 { &[][..] } else { std::slice::from_raw_parts(ends, num_ends) };
+        let vocabulary = Vocabulary::new((*tokenizer).clone(), ends)?;
+        // The grammar crate has put a hook of its own in front, which takes a second for a backtrace.
+        keep_panics_text();
+        *out = Box::into_raw(Box::new(vocabulary));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_vocabulary_free(vocabulary: *mut Vocabulary) {
+    if !vocabulary.is_null() {
+        quiet(|| drop(Box::from_raw(vocabulary)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_grammar_new(
+    vocabulary: *const Vocabulary,
+    kind: i32,
+    source: Str,
+    frame: Str,
+    out: *mut *mut Grammar,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let kind = match kind {
+            0 => Kind::Lark,
+            1 => Kind::JsonSchema,
+            2 => Kind::Regex,
+            3 => Kind::Choice,
+            other => return Err(Failure::internal(format!("no kind of grammar: {other}"))),
+        };
+        let (source, frame) = (source.text("the grammar")?, frame.text("the grammar's frame")?);
+        let grammar = (*vocabulary).compile(kind, source, frame)?;
+        *out = Box::into_raw(Box::new(grammar));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_grammar_free(grammar: *mut Grammar) {
+    if !grammar.is_null() {
+        quiet(|| drop(Box::from_raw(grammar)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_matcher_new(
+    grammar: *const Grammar,
+    out: *mut *mut Matcher,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        *out = Box::into_raw(Box::new((*grammar).matcher()));
+        Ok(())
+    })
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_matcher_free(matcher: *mut Matcher) {
+    if !matcher.is_null() {
+        quiet(|| drop(Box::from_raw(matcher)));
+    }
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_matcher_accept(
+    matcher: *mut Matcher,
+    id: u32,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || (*matcher).accept(id))
+}
+
+#[no_mangle]
+pub unsafe extern "C" fn weir_text_matcher_mask(
+    matcher: *mut Matcher,
+    mask: *mut u32,
+    num_words: usize,
+    state: *mut i32,
+    error: *mut Buffer,
+) -> i32 {
+    entry(error, || {
+        let mask = if num_words == 0 {
+            &mut [][..]
+        } else {
+            std::slice::from_raw_parts_mut(mask, num_words)
+        };
+        *state = (*matcher).fill_mask(mask)? as i32;
         Ok(())
     })
 }

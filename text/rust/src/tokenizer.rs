@@ -122,6 +122,15 @@ impl LoadedTokenizer {
         self.inner.id_to_token(id).map(|token| self.decode.token_bytes(&token))
     }
 
+    pub fn is_special_id(&self, id: u32) -> bool {
+        self.inner.id_to_token(id).is_some_and(|token| self.is_special(&token))
+    }
+
+    /// Whether a text's bytes are those of its tokens, wherever it is cut.
+    pub fn writes_bytes(&self) -> bool {
+        self.decode.is_byte_level()
+    }
+
     pub fn token_to_id(&self, token: &str) -> Option<u32> {
         self.inner.token_to_id(token)
     }
