@@ -163,10 +163,12 @@ def panel(number: int, title: str, kind: str, unit: str, about: str, queries: li
     if kind == "stat":
         by_name = title == "Model"
         out["options"] = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "none",
-                          "graphMode": "none", "textMode": "name" if by_name else "value"}
+                          "graphMode": "none", "textMode": "name" if by_name else "value", "justifyMode": "auto",
+                          "orientation": "auto", "wideLayout": True, "showPercentChange": False,
+                          "percentChangeColorMode": "standard"}
     else:
         out["fieldConfig"]["defaults"]["custom"] = {"fillOpacity": 8, "lineWidth": 1, "showPoints": "never"}
-        out["options"] = {"legend": {"displayMode": "list", "placement": "bottom"},
+        out["options"] = {"legend": {"displayMode": "list", "placement": "bottom", "showLegend": True, "calcs": []},
                           "tooltip": {"mode": "multi", "sort": "desc"}}
     return out
 
@@ -202,7 +204,7 @@ def dashboard() -> dict:
         "refresh": "10s",
         "time": {"from": "now-30m", "to": "now"},
         "templating": {"list": [
-            {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source", "current": {}},
+            {"name": "datasource", "type": "datasource", "query": "prometheus", "label": "Data source"},
             {"name": "job", "label": "Job", "query": f"label_values({ours}, job)", **variable},
             {"name": "instance", "label": "Instance", "query": f'label_values({ours[:-1]},job=~"$job"}}, instance)', **variable},
         ]},
