@@ -70,7 +70,7 @@ class Interrupt {
 
 struct Answer {
   absl::Status status;
-  std::string text;
+  std::string text, reasoning;
   int32_t tokens = 0;
   bool cut = false;    // max_tokens
   double first_s = 0;  // until the first text
@@ -159,6 +159,10 @@ class Chat {
       return;
     }
     Add("assistant", answer.text);
+    if (!answer.reasoning.empty()) {
+      const int last = conversation_.messages_size() - 1;
+      conversation_.mutable_messages(last)->set_reasoning(answer.reasoning);
+    }
     const double decode_s = answer.total_s - answer.first_s;
     const bool colours = isatty(STDOUT_FILENO) != 0;
     std::printf("%s[%d tokens, %sfirst token after %.0f ms%s]%s\n", colours ? "\033[2m" : "",
@@ -190,13 +194,27 @@ class Chat {
       if (!event.has_delta()) return;
       if (answer.tokens == 0) answer.first_s = seconds();
       answer.tokens += event.delta().token_ids_size();
-      answer.text += event.delta().text();
-      std::fwrite(event.delta().text().data(), 1, event.delta().text().size(), stdout);
-      std::fflush(stdout);
+      Show(event.delta(), &answer);
     });
     answer.total_s = seconds();
     interrupt_->Set(nullptr);
     return answer;
+  }
+
+  // Reasoning is dimmed, and stands in lines of its own.
+  static void Show(const v1::Delta& delta, Answer* answer) {
+    const bool colours = isatty(STDOUT_FILENO) != 0;
+    if (!delta.reasoning().empty()) {
+      std::printf("%s%s%s", colours ? "\033[2m" : "", delta.reasoning().c_str(),
+                  colours ? "\033[0m" : "");
+    }
+    answer->reasoning += delta.reasoning();
+    if (answer->text.empty() && !delta.text().empty() && !answer->reasoning.empty()) {
+      std::fputs("\n\n", stdout);
+    }
+    answer->text += delta.text();
+    std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+    std::fflush(stdout);
   }
 
   Connection connection_;
@@ -218,6 +236,7 @@ absl::Status Run(Arguments* arguments) {
   if (where.server.empty() && where.model_dir.empty()) where.server = "127.0.0.1:50051";
   v1::GenerateRequest request;
   RETURN_IF_ERROR(FillRequest(arguments->flags, &request));
+  request.mutable_output()->set_parse_answer(true);
   ASSIGN_OR_RETURN(Connection connection, Connect(where));
   std::printf("Chat with %s. /help lists the commands, Ctrl-D ends.\n",
               where.server.empty() ? where.model_dir.c_str() : where.server.c_str());

@@ -18,6 +18,7 @@ namespace weir::testing {
 namespace {
 
 using ::testing::HasSubstr;
+using ::testing::Not;
 using Json = nlohmann::json;
 
 Ran Weir(std::vector<std::string> arguments, const std::string& input = "") {
@@ -151,7 +152,8 @@ TEST(ChatTest, KeepsAHistoryAndKnowsItsCommands) {
       Weir({"chat", TinyModel(), "--temperature", "0", "--max-tokens", "60"},
            "What is 12 plus 30?\n/system You are brief.\n/reset\n/nope\n/help\n\n/quit\nx");
   EXPECT_EQ(ran.exit_code, 0) << ran.err;
-  EXPECT_THAT(ran.out, HasSubstr("42"));
+  EXPECT_THAT(ran.out, HasSubstr("\n\n12 + 30 = 42\n"));  // behind the reasoning
+  EXPECT_THAT(ran.out, Not(HasSubstr("think>")));
   EXPECT_THAT(ran.out, HasSubstr("tokens/s, first token after"));
   EXPECT_THAT(ran.out, HasSubstr("system message set"));
   EXPECT_THAT(ran.out, HasSubstr("starts anew"));
