@@ -27,7 +27,7 @@ export async function openPage(browser, address, options = {}) {
     ...options,
   });
   const page = await context.newPage();
-  page.setDefaultTimeout(10_000);
+  page.setDefaultTimeout(20_000);
   const alarms = [];
   page.on("console", (message) => {
     if (message.type() !== "error") return;

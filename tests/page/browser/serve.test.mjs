@@ -96,6 +96,7 @@ test("a long answer grows while it comes; Stop ends it on the server too", async
       postData: JSON.stringify({
         ...route.request().postDataJSON(),
         ignore_eos: true,
+        seed: 6,
         max_tokens: 6000,
       }),
     }),
@@ -106,11 +107,11 @@ test("a long answer grows while it comes; Stop ends it on the server too", async
   const lengths = [];
   while (lengths.length < 4) {
     await page.waitForFunction(
-      (last) => (document.querySelector("article.live .markdown")?.textContent.length ?? 0) > last,
+      (last) => (document.querySelector("article.live .body")?.textContent.length ?? 0) > last,
       lengths.at(-1) ?? 0,
     );
     lengths.push(
-      await page.locator("article.live .markdown").evaluate((node) => node.textContent.length),
+      await page.locator("article.live .body").evaluate((node) => node.textContent.length),
     );
   }
   await page.locator("#stop").click();
