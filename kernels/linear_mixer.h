@@ -70,7 +70,8 @@ struct LinearMixerArgs {
   // Sequences, as in RecurrenceArgs. The first `singles` sequences have exactly one token each,
   // padding (slot < 0) too: sequence s < singles owns token s, and its offset is not read. The
   // others have any number.
-  TensorView offsets, slots, fresh;       // device memory on a GPU
+  TensorView offsets, slots, fresh;       // device memory on a GPU, written by copies and never by
+                                          // kernels: a kernel reads them before it is its turn
   const int32_t* host_offsets = nullptr;  // the same offsets, readable by the host; may be null
                                           // where all are singles
   int singles = 0;

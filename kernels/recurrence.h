@@ -38,7 +38,8 @@ struct RecurrenceArgs {
                     // slot >= 0, zeros for slot < 0; must not alias any input
   int heads = 0;  // value heads = states per sequence; a multiple of each of the head counts above
 
-  // Sequences: sequence s owns tokens [offsets[s], offsets[s + 1]), possibly none.
+  // Sequences: sequence s owns tokens [offsets[s], offsets[s + 1]), possibly none. On CUDA copies
+  // write these three, never kernels: a kernel may read them before it is its turn.
   TensorView offsets;  // [sequences + 1] i32
   // The same offsets for the host to plan by. CUDA, chunk form: required; else unused.
   const int32_t* host_offsets = nullptr;

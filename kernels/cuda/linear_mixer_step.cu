@@ -24,22 +24,35 @@ namespace {
 
 using namespace mixer_step;  // NOLINT: the other half of this file
 
-constexpr int kMaxCluster = 8, kMaxPieces = 8, kMaxRows = 128;
+constexpr int kMaxCluster = 8, kMaxPieces = 32, kMaxRows = 128;
+constexpr int64_t kPrefetchBytes = 16 << 20;  // of state, that may wait in the L2 cache
 
-// How a launch cuts the heads.
+// How a launch cuts the heads: blocks of several whole heads, or of a part of one.
 struct Cut {
-  int rows = 0;     // of a block
+  int heads = 1;    // of a block
   int v_split = 1;  // blocks of a head
+  int rows = 0;     // of a block
   int cluster = 1;
+  int ring = 0;  // 4 KiB that a warp has room for
+  bool prefetch = false;
+  // Heads of q, k and v that a block needs.
+  int q_heads = 1, k_heads = 1, v_heads = 1;
 };
 
-template <int K>
 struct Shared {
-  float *k, *q, *decay, *v, *o, *sums;
-  __device__ explicit Shared(float* base, int rows)
-      : k(base), q(k + K), decay(q + K), v(decay + K), o(v + rows), sums(o + rows) {}
-  static size_t Bytes(int rows) {
-    return sizeof(float) * static_cast<size_t>(3 * K + 2 * rows + kMaxCluster);
+  float *k, *q, *decay, *v, *o, *scalars, *sums;  // scalars: decay and beta of each head
+  __device__ Shared(float* base, const MixerStep& p, const Cut& cut, int dim_k)
+      : k(base),
+        q(k + cut.k_heads * dim_k),
+        decay(q + cut.q_heads * dim_k),
+        v(decay + cut.heads * dim_k),
+        o(v + (cut.heads == 1 ? cut.rows : cut.v_heads * p.dim_v)),
+        scalars(o + cut.rows),
+        sums(scalars + 2 * cut.heads) {}
+  static size_t Bytes(const MixerStep& p, const Cut& cut) {
+    const int v = cut.heads == 1 ? cut.rows : cut.v_heads * p.dim_v;
+    return sizeof(float) * static_cast<size_t>((cut.k_heads + cut.q_heads + cut.heads) * p.dim_k +
+                                               v + cut.rows + 2 * cut.heads + kMaxCluster);
   }
 };
 
@@ -48,26 +61,33 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
 #if WEIR_STEP_BODY
   extern __shared__ __align__(128) float memory[];
   __shared__ uint64_t arrived[kMaxPieces], windows_read, sums_sent;
-  const Shared<K> shared(memory + cut.rows * K, cut.rows);
   const int tid = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
   const int warp = tid / kWarp, lane = tid % kWarp, warps = threads / kWarp;
-  const int block = static_cast<int>(blockIdx.x);
-  const int part = block % cut.v_split, h = block / cut.v_split % p.heads;
-  const int s = block / cut.v_split / p.heads;
+  const Shared shared(memory + warps * cut.ring * kPassFloats, p, cut, K);
+  const int block = static_cast<int>(blockIdx.x), groups = p.heads / cut.heads;
+  const int part = block % cut.v_split, h0 = block / cut.v_split % groups * cut.heads;
+  const int s = block / cut.v_split / groups;
   const int first_row = part * cut.rows;
+  if (tid < warps * cut.ring) BarrierInit(&arrived[tid], 1);
   if (tid == 0) {
-    for (int i = 0; i < kMaxPieces; ++i) BarrierInit(&arrived[i], 1);
     BarrierInit(&windows_read, cut.cluster);
     BarrierInit(&sums_sent, cut.v_split);
-    FenceBarrierInit();
   }
+  if (tid < kWarp) FenceBarrierInit();
   if (cut.cluster > 1) ClusterArrive();
+  __syncthreads();
+  // Copies, not kernels, write what names the sequences: it may be read ahead.
+  const int slot = p.slots[s];
+  const bool fresh = p.fresh[s] != 0;
+  const int64_t token = p.offsets != nullptr ? p.offsets[s] : s;
+  const bool none = p.offsets != nullptr && p.offsets[s + 1] == token;
 
   // Four channels of q, of k or of v each; with K = 256 some threads have two of those.
   constexpr int kGroups = K == 256 ? 2 : 1;
-  const int q_head = h / p.q_group, k_head = h / p.k_group, v_head = h / p.v_group;
   const int64_t k_begin = int64_t{p.heads / p.q_group} * K;  // among the window's channels
   const int64_t v_begin = k_begin + int64_t{p.heads / p.k_group} * K;
+  const int q_count = cut.q_heads * K, k_count = cut.k_heads * K;
+  const int v_count = cut.heads == 1 ? cut.rows : cut.v_heads * p.dim_v;
   Channels<T, kWide> group[kGroups];
   int64_t channel[kGroups], stride[kGroups];  // channel -1: none
   const T* from[kGroups];
@@ -77,49 +97,61 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
   for (int i = 0; i < kGroups; ++i) {
     const int at = (tid + i * threads) * 4;
     channel[i] = -1;
-    if (at < K) {
-      channel[i] = int64_t{q_head} * K + at;
+    if (at < q_count) {
+      channel[i] = int64_t{h0 / p.q_group} * K + at;
       stride[i] = p.q.stride;
       from[i] = static_cast<const T*>(p.q.data) + channel[i];
       to[i] = shared.q + at;
-      owner[i] = h % p.q_group == 0 && part == 0;
-    } else if (at < 2 * K) {
-      channel[i] = k_begin + int64_t{k_head} * K + at - K;
+      owner[i] = h0 % p.q_group == 0 && part == 0;
+    } else if (at < q_count + k_count) {
+      channel[i] = k_begin + int64_t{h0 / p.k_group} * K + at - q_count;
       stride[i] = p.k.stride;
       from[i] = static_cast<const T*>(p.k.data) + channel[i] - k_begin;
-      to[i] = shared.k + at - K;
-      owner[i] = h % p.k_group == 0 && part == 0;
-    } else if (at < 2 * K + cut.rows) {
-      channel[i] = v_begin + int64_t{v_head} * p.dim_v + first_row + at - 2 * K;
+      to[i] = shared.k + at - q_count;
+      owner[i] = h0 % p.k_group == 0 && part == 0;
+    } else if (at < q_count + k_count + v_count) {
+      const int v_at = at - q_count - k_count;
+      channel[i] = v_begin + int64_t{h0 / p.v_group} * p.dim_v + first_row + v_at;
       stride[i] = p.v.stride;
       from[i] = static_cast<const T*>(p.v.data) + channel[i] - v_begin;
-      to[i] = shared.v + at - 2 * K;
-      owner[i] = h % p.v_group == 0;
+      to[i] = shared.v + v_at;
+      owner[i] = h0 % p.v_group == 0;
     }
     if (channel[i] >= 0) group[i].LoadWeights(p, channel[i]);
   }
   const int row = first_row + tid * 4;
-  const bool finishes = tid < cut.rows / 4;  // four rows of the output, all in the first warp
+  const bool finishes = tid < cut.rows / 4;  // four rows of the output, a warp for each head
   Piece<float> norm_weight = Piece<float>::Of({1.0f, 1.0f, 1.0f, 1.0f});
-  if (p.norm_weight != nullptr && finishes) norm_weight = LoadPiece<kWide>(p.norm_weight + row);
-  const float exp_a = p.exp_a != nullptr ? p.exp_a[h / p.g_group] : 0.0f;
-  const float scalar_bias =
-      p.decay == Decay::kScalar && p.decay_bias != nullptr ? p.decay_bias[h] : 0.0f;
-  // Decays of the channels, from behind: the last warps convolve nothing.
-  const int decay_at = (threads - 1 - tid) * 4;
-  const bool has_decay = p.decay == Decay::kVector && decay_at < K;
-  const int64_t decay_column = int64_t{h / p.g_group} * K + decay_at;
+  if (p.norm_weight != nullptr && finishes) {
+    norm_weight = LoadPiece<kWide>(p.norm_weight + row % p.dim_v);
+  }
+  // The first threads have the scalars of a head each.
+  float exp_a = 0.0f, scalar_bias = 0.0f;
+  if (p.decay == Decay::kScalar && tid < cut.heads) {
+    if (p.exp_a != nullptr) exp_a = p.exp_a[h0 + tid];
+    if (p.decay_bias != nullptr) scalar_bias = p.decay_bias[h0 + tid];
+  }
+  // Decays of the channels, from behind: the last warps have the least to convolve.
+  const int decay_at = (threads - 1 - tid) * 4, g_head = (h0 + decay_at / K) / p.g_group;
+  const bool has_decay = p.decay == Decay::kVector && decay_at < cut.heads * K;
+  const int64_t decay_column = int64_t{g_head} * K + decay_at % K;
   Piece<float> decay_bias;
-  if (has_decay && p.decay_bias != nullptr) {
-    decay_bias = LoadPiece<kWide>(p.decay_bias + decay_column);
+  if (has_decay) {
+    if (p.exp_a != nullptr) exp_a = p.exp_a[g_head];
+    if (p.decay_bias != nullptr) decay_bias = LoadPiece<kWide>(p.decay_bias + decay_column);
+  }
+  float* state = reinterpret_cast<float*>(p.state + slot * p.slot_stride_bytes) +
+                 (int64_t{h0} * p.dim_v + first_row) * K;
+  const bool reads = slot >= 0 && !none && !fresh;
+  const int passes = cut.rows * K / (warps * kPassFloats);
+  if (cut.prefetch && reads && lane == 0) {
+    for (int i = 0; i < passes; ++i) {
+      BulkPrefetch(state + (i * warps + warp) * kPassFloats, kPassFloats * 4);
+    }
   }
   PdlLaunchDependents();
   PdlWait();
 
-  const int slot = p.slots[s];
-  const bool fresh = p.fresh[s] != 0;
-  const int64_t token = p.offsets != nullptr ? p.offsets[s] : s;
-  const bool none = p.offsets != nullptr && p.offsets[s + 1] == token;
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
     if (channel[i] >= 0 && !none) group[i].x = LoadPiece<kWide>(from[i] + token * stride[i]);
@@ -127,10 +159,14 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
   AnyNumber decay_x, beta_x;
   AnyPiece<kWide> decay_vector;
   Piece<T> gate;
-  const int64_t out_column = int64_t{h} * p.dim_v + row;
+  const int64_t out_column = int64_t{h0} * p.dim_v + row;
   if (!none) {
-    if (p.decay == Decay::kScalar) decay_x.Load(p.decay_x, token * p.decay_x.stride + h);
-    if (p.delta) beta_x.Load(p.beta, token * p.beta.stride + h);
+    if (tid < cut.heads) {
+      if (p.decay == Decay::kScalar) {
+        decay_x.Load(p.decay_x, token * p.decay_x.stride + h0 + tid);
+      }
+      if (p.delta) beta_x.Load(p.beta, token * p.beta.stride + h0 + tid);
+    }
     if (has_decay) decay_vector.Load(p.decay_x, token * p.decay_x.stride + decay_column);
     if (p.gate.data != nullptr && finishes) {
       gate =
@@ -142,14 +178,12 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
     if (finishes && !none) StorePiece<kWide>(out, Piece<T>{});
     return;
   }
-  float* state = reinterpret_cast<float*>(p.state + slot * p.slot_stride_bytes) +
-                 (int64_t{h} * p.dim_v + first_row) * K;
-  const int pass_floats = warps * kPassFloats;
-  const int passes = cut.rows * K / pass_floats;
-  if (tid == 0 && !fresh) {
-    for (int i = 0; i < passes; ++i) {
-      BulkLoad(memory + i * pass_floats, state + i * pass_floats,
-               static_cast<uint32_t>(pass_floats) * 4, &arrived[i]);
+  float* ring = memory + warp * cut.ring * kPassFloats;
+  uint64_t* ring_arrived = arrived + warp * cut.ring;
+  if (lane == 0 && !fresh) {
+    for (int i = 0; i < min(cut.ring, passes); ++i) {
+      BulkLoad(ring + i * kPassFloats, state + (i * warps + warp) * kPassFloats, kPassFloats * 4,
+               &ring_arrived[i]);
     }
   }
   T* window = reinterpret_cast<T*>(p.window + slot * p.slot_stride_bytes);
@@ -165,11 +199,12 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
     }
     *reinterpret_cast<float4*>(shared.decay + decay_at) = {d[0], d[1], d[2], d[3]};
   }
-  const float scalar_decay =
-      p.decay == Decay::kScalar ? DecayOf(p, decay_x.Value(p.decay_x), scalar_bias, exp_a) : 1.0f;
-  Token<K> t;
-  t.beta = beta_x.Value(p.beta);
-  if (!p.beta_given) t.beta = p.beta_scale * FastSigmoid(t.beta);
+  if (tid < cut.heads) {
+    const float beta = beta_x.Value(p.beta);
+    shared.scalars[2 * tid] =
+        p.decay == Decay::kScalar ? DecayOf(p, decay_x.Value(p.decay_x), scalar_bias, exp_a) : 1.0f;
+    shared.scalars[2 * tid + 1] = p.beta_given ? beta : p.beta_scale * FastSigmoid(beta);
+  }
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
     if (channel[i] < 0) continue;
@@ -182,22 +217,47 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
     ClusterWait();  // the peers' barriers stand
     if (p.width >= 2 && lane < cut.cluster) ArrivePeer(&windows_read, lane);
   }
-  t.Init(p, shared.k, shared.q, shared.decay, scalar_decay);
 
+  Token<K> t;
+  int current = -1, place = 0, parity = 0;
   for (int i = 0; i < passes; ++i) {
-    const int at = i * pass_floats + warp * kPassFloats;
-    float4 rows[kSlots];
-    if (!fresh) BarrierWait(&arrived[i]);
-#pragma unroll
-    for (int j = 0; j < kSlots; ++j) {
-      rows[j] = fresh ? float4{0.0f, 0.0f, 0.0f, 0.0f}
-                      : reinterpret_cast<const float4*>(memory + at)[j * kWarp + lane];
+    const int at = (i * warps + warp) * kPassFloats, pass_row = at / K;
+    const int j = cut.heads == 1 ? 0 : pass_row / p.dim_v;
+    if (j != current) {
+      current = j;
+      const int h = h0 + j;
+      t.beta = shared.scalars[2 * j + 1];
+      t.Init(p, shared.k + (h / p.k_group - h0 / p.k_group) * K,
+             shared.q + (h / p.q_group - h0 / p.q_group) * K, shared.decay + j * K,
+             shared.scalars[2 * j]);
     }
-    t.Pass(p, rows, shared.v + at / K, shared.o + at / K, reinterpret_cast<float4*>(state + at));
+    float4 rows[kSlots];
+    if (!fresh) BarrierWait(&ring_arrived[place], parity);
+#pragma unroll
+    for (int n = 0; n < kSlots; ++n) {
+      rows[n] = fresh
+                    ? float4{0.0f, 0.0f, 0.0f, 0.0f}
+                    : reinterpret_cast<const float4*>(ring + place * kPassFloats)[n * kWarp + lane];
+    }
+    if (i + cut.ring < passes && !fresh) {
+      __syncwarp();  // everyone has read the piece that the next one overwrites
+      if (lane == 0) {
+        BulkLoad(ring + place * kPassFloats, state + at + cut.ring * warps * kPassFloats,
+                 kPassFloats * 4, &ring_arrived[place]);
+      }
+    }
+    if (++place == cut.ring) {
+      place = 0;
+      parity ^= 1;
+    }
+    const int v_row =
+        cut.heads == 1 ? pass_row
+                       : ((h0 + j) / p.v_group - h0 / p.v_group) * p.dim_v + pass_row - j * p.dim_v;
+    t.Pass(p, rows, shared.v + v_row, shared.o + pass_row, reinterpret_cast<float4*>(state + at));
   }
   __syncthreads();
 
-  if (warp == 0) {
+  if (warp * kWarp * 4 < cut.rows) {
     float o[4] = {};
     if (finishes) {
       const float4 x = reinterpret_cast<const float4*>(shared.o)[tid];
@@ -211,7 +271,7 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
           StorePeer(shared.sums + part, peer, squares);
           ArrivePeer(&sums_sent, peer);
         }
-        BarrierWait(&sums_sent);
+        BarrierWait(&sums_sent, 0);
         squares = 0.0f;
         for (int i = 0; i < cut.v_split; ++i) squares += shared.sums[i];
       }
@@ -227,7 +287,7 @@ __global__ void __launch_bounds__(256) MixerStepKernel(const MixerStep p, const 
     if (finishes) StorePiece<kWide>(out, Piece<T>::Of(o));
   }
   if (p.width < 2) return;
-  if (cut.cluster > 1) BarrierWait(&windows_read);
+  if (cut.cluster > 1) BarrierWait(&windows_read, 0);
 #pragma unroll
   for (int i = 0; i < kGroups; ++i) {
     if (channel[i] >= 0 && owner[i]) group[i].StorePast(p, window, channel[i]);
@@ -241,29 +301,72 @@ int SharedHeads(const MixerStep& step) {
   return std::lcm(std::lcm(step.q_group, step.k_group), step.v_group);
 }
 
+Cut MakeCut(const MixerStep& step, const MixerStepPlan& plan) {
+  const auto heads_of = [&](int group) { return std::max(1, plan.heads / group); };
+  Cut cut;
+  cut.heads = plan.heads;
+  cut.v_split = plan.v_split;
+  cut.rows = plan.heads * step.dim_v / plan.v_split;
+  cut.q_heads = heads_of(step.q_group);
+  cut.k_heads = heads_of(step.k_group);
+  cut.v_heads = heads_of(step.v_group);
+  if (step.width >= 2) cut.cluster = SharedHeads(step) / plan.heads * cut.v_split;
+  if (step.width < 2 && step.norm) cut.cluster = cut.v_split;
+  const int passes = cut.rows * step.dim_k / (plan.threads / kWarp * kPassFloats);
+  cut.ring = std::min(passes, plan.ring);
+  cut.prefetch =
+      int64_t{step.sequences} * step.heads * step.dim_v * step.dim_k * 4 <= kPrefetchBytes;
+  return cut;
+}
+
+size_t SharedBytes(const MixerStep& step, const MixerStepPlan& plan, const Cut& cut) {
+  return Shared::Bytes(step, cut) +
+         static_cast<size_t>(plan.threads / kWarp * cut.ring) * kPassFloats * sizeof(float);
+}
+
 bool Fits(const MixerStep& step, const MixerStepPlan& plan) {
-  const int rows = step.dim_v / plan.v_split, unit = plan.threads / kWarp * kPassFloats;
-  const int passes = rows * step.dim_k / unit;
-  const int cluster = SharedHeads(step) * plan.v_split;
-  return step.dim_v % plan.v_split == 0 && rows <= kMaxRows && passes * unit == rows * step.dim_k &&
-         passes >= 1 && passes <= kMaxPieces &&
-         rows * step.dim_k * 4 + 8192 <= cuda::Device().max_shared_bytes &&
-         (cluster <= kMaxCluster || (step.width < 2 && !step.norm));
+  if (step.dim_v % plan.v_split != 0) return false;
+  const Cut cut = MakeCut(step, plan);
+  const int unit = plan.threads / kWarp * kPassFloats, floats = cut.rows * step.dim_k;
+  const int channels = (cut.q_heads + cut.k_heads) * step.dim_k +
+                       (cut.heads == 1 ? cut.rows : cut.v_heads * step.dim_v);
+  // Several heads: those that share their windows, a warp to finish each.
+  if (plan.heads > 1 && (plan.heads != SharedHeads(step) || plan.v_split != 1 ||
+                         step.dim_v != kMaxRows || plan.heads > plan.threads / kWarp)) {
+    return false;
+  }
+  return cut.rows <= kMaxRows * plan.heads && floats % unit == 0 && floats >= unit &&
+         plan.threads / kWarp * cut.ring <= kMaxPieces &&
+         channels <= plan.threads * 4 * (step.dim_k == 256 ? 2 : 1) &&
+         (step.decay != Decay::kVector || plan.heads * step.dim_k <= plan.threads * 4) &&
+         SharedBytes(step, plan, cut) + 1024 <=
+             static_cast<size_t>(cuda::Device().max_shared_bytes) &&
+         cut.cluster <= kMaxCluster;
 }
 
 // Measured on an H200 (bench/kernels/linear_mixer_bench): a head is split while its parts find
-// room beside each other, in a cluster one to a multiprocessor and else several. Whole heads take
-// 256 threads, but half of them where there are many to convolve and norm: more blocks at a time.
+// room beside each other, in a cluster one to a multiprocessor and else several; where there is
+// enough to do, heads that share a window go to one block. Whole heads take 256 threads, but half
+// of them where there are many to convolve and norm: more blocks at a time.
 MixerStepPlan PickPlan(const MixerStep& step) {
+  constexpr int kRing = 4;
   const int64_t heads = int64_t{step.sequences} * step.heads;
   const int64_t processors = cuda::Device().multiprocessors;
   const int64_t room = processors * (step.norm ? 1 : 4);
+  const int share = SharedHeads(step);
+  if (share > 1 && heads >= 2 * share * processors) {
+    for (const int threads : {256, 128}) {
+      const MixerStepPlan plan{threads, 1, share, kRing * 128 / threads};
+      if (Fits(step, plan)) return plan;
+    }
+  }
   for (const bool fill : {true, false}) {
     for (const int v_split : {8, 4, 2, 1}) {
       if (fill && v_split > 1 && heads * v_split > room) continue;
       const int threads = v_split > 1 || (step.norm && heads >= 8 * processors) ? 128 : 256;
       for (const int count : {threads, 384 - threads}) {
-        if (Fits(step, {count, v_split})) return {count, v_split};
+        const MixerStepPlan plan{count, v_split, 1, kRing};
+        if (Fits(step, plan)) return plan;
       }
     }
   }
@@ -272,15 +375,12 @@ MixerStepPlan PickPlan(const MixerStep& step) {
 
 template <int K, typename T, bool kWide>
 void LaunchStep(const MixerStep& step, const MixerStepPlan& plan, Stream stream) {
-  Cut cut;
-  cut.v_split = plan.v_split;
-  cut.rows = step.dim_v / plan.v_split;
-  cut.cluster = step.width >= 2 || step.norm ? SharedHeads(step) * cut.v_split : 1;
+  const Cut cut = MakeCut(step, plan);
   LaunchOptions options;
   options.cluster = cut.cluster;
-  options.shared_bytes =
-      Shared<K>::Bytes(cut.rows) + static_cast<size_t>(cut.rows) * K * sizeof(float);
-  const dim3 grid(static_cast<unsigned>(int64_t{step.sequences} * step.heads * cut.v_split));
+  options.shared_bytes = SharedBytes(step, plan, cut);
+  const dim3 grid(
+      static_cast<unsigned>(int64_t{step.sequences} * step.heads / cut.heads * cut.v_split));
   Launch("linear_mixer_step", stream, MixerStepKernel<K, T, kWide>, grid,
          dim3(static_cast<unsigned>(plan.threads)), options, step, cut);
 }

@@ -65,12 +65,17 @@ __device__ __forceinline__ void BulkLoad(float* to, const float* from, uint32_t 
       "l"(from), "r"(bytes), "r"(at)
       : "memory");
 }
-// Waits for the barrier's first phase; sees what peers of the cluster wrote before they arrived.
-__device__ __forceinline__ void BarrierWait(const uint64_t* barrier) {
+__device__ __forceinline__ void BulkPrefetch(const float* from, uint32_t bytes) {
+  asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes));
+}
+// Waits for the barrier's phase of this parity; sees what peers of the cluster wrote before they
+// arrived.
+__device__ __forceinline__ void BarrierWait(const uint64_t* barrier, int parity) {
   asm volatile(
       "{\n .reg .pred done;\n again:\n"
-      " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], 0;\n"
-      " @!done bra again;\n}\n" ::"r"(SharedAddress(barrier))
+      " mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      " @!done bra again;\n}\n" ::"r"(SharedAddress(barrier)),
+      "r"(parity)
       : "memory");
 }
 #endif

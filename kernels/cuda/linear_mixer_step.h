@@ -63,6 +63,8 @@ struct MixerStep {
 struct MixerStepPlan {
   int threads = 0;  // of a block
   int v_split = 0;  // blocks that share a head's rows
+  int heads = 1;    // of a block, where v_split is 1
+  int ring = 4;     // pieces of 4 KiB a warp has in flight
 };
 
 // On the open device: dims, sharing of heads and alignment.

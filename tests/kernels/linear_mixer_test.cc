@@ -464,6 +464,18 @@ std::vector<Case> Cases() {
   many.lengths.assign(1200, 1);
   many.K = many.V = 64;
   cases.push_back(many);
+  many.name = "many_share_a_window";  // so that one block takes their heads
+  many.lengths.assign(300, 1);
+  many.K = many.V = 128;
+  cases.push_back(many);
+  many.name = "many_channel_decays";
+  many.decay = Decay::kVector;
+  many.heads_g = 2;
+  cases.push_back(many);
+  many.name = "many_of_four";
+  many.decay = Decay::kScalar;
+  many.heads = many.heads_v = 4;
+  cases.push_back(many);
   for (Case* c : {&gdn, &kda, &gla}) {
     c->name += "_mixed";
     c->lengths = {1, 1, 1, 1, 1, 70, 2, 0, 1, 64};
