@@ -64,13 +64,39 @@ class PackedMatrix {
 // rounded to tf32. Up to kStreamRows rows a row's result is bit-identical at every batch size (our
 // own kernels, one fixed order per weight shape); above, the library's kernel for that size is
 // used. Does not allocate, does not synchronise, safe inside graph capture.
-void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream);
-inline constexpr int64_t kStreamRows = 32;
+//
+// On CUDA, where MatMulJoins says so, what joins two blocks of a model needs no kernel of its own
+// (AddRmsNorm of norm.h): the product that ends a block adds to the residual stream, and the one
+// that begins the next block divides its rows by their root mean squares.
+struct MatMulInput {
+  MatMulInput(TensorView rows) : x(rows) {}  // NOLINT(google-explicit-constructor): plain rows
+  TensorView x;
+  // Defined: x is still to be divided by sqrt(squares / in + eps). The sums of squares of the rows
+  // come in parts, [parts, kJoinRows] f32.
+  TensorView squares;
+  float eps = 0.0f;
+};
+struct MatMulOutput {
+  MatMulOutput(TensorView product) : y(product) {}  // NOLINT(google-explicit-constructor)
+  TensorView y;
+  // Defined: h += scale * product, y = h * norm_weight, and the sums of h's squares go to *squares,
+  // whose first dimension, with room for all parts, is cut to those written.
+  TensorView h;  // [rows, out] f32
+  float scale = 1.0f;
+  TensorView norm_weight;  // [out] f32
+  TensorView* squares = nullptr;
+};
+void MatMul(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+            const MatMulOutput& y, Stream stream);
+inline constexpr int64_t kStreamRows = 32, kJoinRows = 64;
+bool MatMulJoins(const PackedMatrix& weight, DType activations, int64_t rows, Stream stream);
+// Rows of `squares` that suffice for a weight of `out` rows.
+constexpr int64_t SquaresParts(int64_t out) { return out / 8 + 8; }
 
 // y = act(x Wg^T + bg) * (x Wu^T + bu), weight = [Wg; Wu] stacked, bias [2 * n] or undefined.
 //   y [rows, n]; both [rows, 2 * n] of y's type receives the two products where they are not fused.
-void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
-                 TensorView both, TensorView y, Stream stream);
+void MatMulGated(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+                 Activation activation, TensorView both, TensorView y, Stream stream);
 
 // CUDA: chooses and caches the kernels for these row counts by measuring them on this device (about
 // a millisecond per distinct shape and count). Other counts use the plan of the next larger one

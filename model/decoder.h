@@ -27,6 +27,11 @@ class BlockNorm {
                                         float gain, WeightReader& weights);
   // h += scale * delta (undefined: nothing); out = norm(h). All [rows, D].
   void AddAndNorm(TensorView h, TensorView delta, float scale, TensorView out, Stream stream) const;
+  // The same with no kernel of its own: what `output`, to h, makes a block's last product do, and
+  // what the next block's first product is then given. Of norms that can be split so.
+  bool can_join() const { return kind_ == NormKind::kRms; }
+  kernels::MatMulOutput AddTo(TensorView h, float scale, TensorView out, TensorView* squares) const;
+  kernels::MatMulInput Added(TensorView out, TensorView squares) const;
 
  private:
   NormKind kind_ = NormKind::kRms;
@@ -41,6 +46,10 @@ class Decoder {
 
   // Floats per token that Forward takes of the scratch, beside what layers take.
   static int64_t OwnScratchFloats(int hidden) { return 3 * int64_t{hidden}; }
+  // And once.
+  static int64_t JoinScratchFloats(int hidden) {
+    return kernels::SquaresParts(hidden) * kernels::kJoinRows;
+  }
 
   // out [n, D] f32: the residual stream after the last layer in the rows `wanted` [n] i32 of the
   // batch (n may be 0); wanted undefined: in all of them. ids [tokens] i32. Advances the states of
@@ -71,6 +80,12 @@ class Decoder {
 
   absl::Status LoadLayer(const ModelDescription& model, const MemoryPlan& plan, int index,
                          WeightReader& weights);
+  // Whether no kernel is needed between the blocks of a step of so many rows.
+  bool Joins(int64_t rows, DType activations, Stream stream) const;
+  // All layers on h, by way of x and block [rows, D].
+  void ForwardJoined(const StepContext& step, TensorView h, TensorView x, TensorView block) const;
+  // The norm that follows the mixer of that layer, or its feed-forward; null: none.
+  const BlockNorm* NormAfter(size_t layer, bool mixer) const;
   void Embed(TensorView ids, TensorView h, Stream stream) const;
 
   float embedding_multiplier_ = 1.0f, residual_multiplier_ = 1.0f;

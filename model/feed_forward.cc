@@ -31,14 +31,15 @@ int64_t FeedForward::ScratchFloats(const FeedForwardDescription& description) {
   return int64_t{description.intermediate_size} * (description.gated ? 3 : 1);
 }
 
-void FeedForward::Forward(const StepContext& step, TensorView x, TensorView out) const {
+void FeedForward::Forward(const StepContext& step, const kernels::MatMulInput& x,
+                          const kernels::MatMulOutput& out) const {
   Scratch::Scope scope(step.scratch);
-  const int64_t size = description_.intermediate_size;
-  TensorView in = step.scratch.Activations(x.size(0), in_.out());
+  const int64_t tokens = x.x.size(0), size = description_.intermediate_size;
+  TensorView in = step.scratch.Activations(tokens, in_.out());
   TensorView inner = in.Columns(0, size);
   if (description_.gated) {
     // In place on the CPU, where the two products are there before the first is written over.
-    if (step.stream.device == Device::kCuda) inner = step.scratch.Activations(x.size(0), size);
+    if (step.stream.device == Device::kCuda) inner = step.scratch.Activations(tokens, size);
     kernels::MatMulGated(x, in_, in_bias_.view(), description_.activation, in, inner, step.stream);
   } else {
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);

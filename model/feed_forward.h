@@ -22,7 +22,8 @@ class FeedForward {
   static int64_t ScratchFloats(const FeedForwardDescription& description);
 
   // out = ff(x), both [tokens, D].
-  void Forward(const StepContext& step, TensorView x, TensorView out) const;
+  void Forward(const StepContext& step, const kernels::MatMulInput& x,
+               const kernels::MatMulOutput& out) const;
   std::vector<const kernels::PackedMatrix*> Matrices() const { return {&in_, &down_}; }
 
  private:

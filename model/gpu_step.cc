@@ -23,7 +23,8 @@ int64_t Columns(const scheduler::ExecutorLimits& limits) {
 int64_t ScratchFloats(const GpuExecutorOptions& options) {
   const scheduler::ExecutorLimits& limits = options.limits;
   const int64_t layers = limits.max_step_tokens * (options.scratch_floats_per_token +
-                                                   Decoder::OwnScratchFloats(options.hidden));
+                                                   Decoder::OwnScratchFloats(options.hidden)) +
+                         Decoder::JoinScratchFloats(options.hidden);
   const int64_t head = 2 * int64_t{limits.max_step_sequences} * options.hidden;
   return std::max(layers, head) + 64 * Scratch::kAlignFloats;
 }

@@ -95,11 +95,13 @@ const PanelKernel& FindPanelKernel(bool bf16) {
   return bf16 ? kPanelsBf16Plain : kPanelsF32Plain;
 }
 
-void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y,
-            Stream stream) {
+void MatMul(const MatMulInput& input, const PackedMatrix& weight, TensorView bias,
+            const MatMulOutput& output, Stream stream) {
   if constexpr (cuda::kBuilt) {
-    if (stream.device == Device::kCuda) return gpu::MatMul(x, weight, bias, y, stream);
+    if (stream.device == Device::kCuda) return gpu::MatMul(input, weight, bias, output, stream);
   }
+  WEIR_CHECK(!input.squares.defined() && !output.h.defined()) << "MatMulJoins does not hold";
+  const TensorView x = input.x, y = output.y;
   const int64_t rows = x.size(0);
   WEIR_CHECK(weight.defined() && x.rank() == 2 && x.size(1) == weight.in()) << x.ToString();
   WEIR_CHECK(y.rank() == 2 && y.size(0) == rows && y.size(1) == weight.out()) << y.ToString();
@@ -125,8 +127,8 @@ void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorVie
   RunTasks(product, kernel, stream);
 }
 
-void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
-                 TensorView both, TensorView y, Stream stream) {
+void MatMulGated(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+                 Activation activation, TensorView both, TensorView y, Stream stream) {
   const int64_t n = y.size(1);
   WEIR_CHECK(weight.out() == 2 * n && both.size(1) == 2 * n)
       << y.ToString() << ", " << both.ToString();
@@ -137,6 +139,13 @@ void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Acti
   }
   MatMul(x, weight, bias, both, stream);
   GateMultiply(both.Columns(0, n), both.Columns(n, n), activation, y, stream);
+}
+
+bool MatMulJoins(const PackedMatrix& weight, DType activations, int64_t rows, Stream stream) {
+  if constexpr (cuda::kBuilt) {
+    if (stream.device == Device::kCuda) return gpu::MatMulJoins(weight, activations, rows);
+  }
+  return false;
 }
 
 void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream) {

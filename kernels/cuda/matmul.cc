@@ -14,14 +14,14 @@ namespace {
 
 // A matrix of so many rows is a head, whose products are f32.
 constexpr int64_t kLogits = 65536;
-// Weights past this size, whose gated products stream up to kGatedRows rows.
-constexpr int64_t kLargeBytes = int64_t{64} << 20;
-constexpr int64_t kGatedRows = 64;
+// Rows of W of a block of the streaming kernel, at most.
+constexpr int64_t kTallest = 192;
 
 bool IsActivation(DType dtype) { return dtype == DType::kF32 || dtype == DType::kBF16; }
 
-Product MakeProduct(const TensorView& x, const PackedMatrix& weight, const TensorView& bias,
+Product MakeProduct(const MatMulInput& input, const PackedMatrix& weight, const TensorView& bias,
                     const TensorView& y) {
+  const TensorView& x = input.x;
   WEIR_CHECK(weight.defined() && weight.device() == Device::kCuda)
       << "the weight is not on the GPU";
   WEIR_CHECK(x.rank() == 2 && x.size(1) == weight.in() && IsActivation(x.dtype())) << x.ToString();
@@ -40,17 +40,37 @@ Product MakeProduct(const TensorView& x, const PackedMatrix& weight, const Tenso
   product.x_type = x.dtype();
   product.w_type = weight.compute();
   product.y_type = y.dtype();
+  if (input.squares.defined()) {
+    WEIR_CHECK(input.squares.size(1) == kJoinRows) << input.squares.ToString();
+    product.norm.squares = input.squares.data<float>();
+    product.norm.parts = static_cast<int>(input.squares.size(0));
+    product.norm.eps = input.eps;
+  }
   return product;
+}
+
+void AddToResidual(const MatMulOutput& output, Product* product) {
+  const TensorView &h = output.h, &weight = output.norm_weight, *squares = output.squares;
+  WEIR_CHECK(h.size(0) == product->rows && h.size(1) == product->out && h.row_stride() % 4 == 0 &&
+             weight.num_elements() == product->out)
+      << h.ToString() << ", weight " << weight.ToString();
+  WEIR_CHECK(squares != nullptr && squares->size(0) >= SquaresParts(product->out) &&
+             squares->size(1) == kJoinRows)
+      << "no room for the sums of squares";
+  product->add.h = h.data<float>();
+  product->add.h_stride = h.row_stride();
+  product->add.scale = output.scale;
+  product->add.weight = weight.data<float>();
+  product->add.squares = squares->data<float>();
 }
 
 // About one block for every multiprocessor; of large weights, tall blocks, two to a multiprocessor,
 // so that one's end hides behind the other. As many warpgroups as a block may have. By the shape
 // of the weight alone: every number of rows adds up in the same order.
 StreamPlan PlanOf(const Product& p) {
-  constexpr int64_t kTallest = 192;
   StreamPlan plan;
   const int64_t halves = p.gated ? 2 : 1;
-  const int64_t blocks = std::max(4, cuda::Device().multiprocessors - 4);
+  const int64_t blocks = cuda::Device().multiprocessors;
   const int64_t unit = p.gated ? 8 : 16;
   const int64_t rows =
       std::max(unit, ((p.out / halves + blocks - 1) / blocks + 7) / 8 * 8) * halves;
@@ -61,38 +81,59 @@ StreamPlan PlanOf(const Product& p) {
   return plan;
 }
 
+// Beyond kStreamRows the library is ahead where W is more than a block for every multiprocessor.
+bool Streams(const Product& p) {
+  if (!StreamMatMulServes(p)) return false;
+  return p.rows <= kStreamRows || p.norm.squares != nullptr || p.add.h != nullptr ||
+         p.out <= kTallest * cuda::Device().multiprocessors;
+}
+
 }  // namespace
 
-void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y,
-            Stream stream) {
-  const Product product = MakeProduct(x, weight, bias, y);
-  WEIR_CHECK(y.size(1) == weight.out()) << y.ToString() << ", out " << weight.out();
+bool MatMulJoins(const PackedMatrix& weight, DType activations, int64_t rows) {
+  Product product;
+  product.w = weight.raw();
+  product.rows = rows;
+  product.in = product.x_stride = weight.in();
+  product.out = weight.out();
+  product.w_type = weight.compute();
+  product.x_type = activations;
+  return weight.out() % 4 == 0 && StreamMatMulServes(product);
+}
+
+void MatMul(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+            const MatMulOutput& output, Stream stream) {
+  Product product = MakeProduct(x, weight, bias, output.y);
+  WEIR_CHECK(output.y.size(1) == weight.out()) << output.y.ToString() << ", out " << weight.out();
   if (product.rows == 0) return;
-  if (product.rows <= kStreamRows) {
-    if (!StreamMatMulServes(product)) return FewRowsMatMul(product, stream);
-    return StreamMatMul(product, PlanOf(product), stream);
+  if (output.h.defined()) AddToResidual(output, &product);
+  if (Streams(product)) {
+    const int blocks = StreamMatMul(product, PlanOf(product), stream);
+    if (output.h.defined()) *output.squares = output.squares->Rows(0, blocks);
+    return;
   }
+  WEIR_CHECK(!x.squares.defined() && !output.h.defined()) << "MatMulJoins does not hold";
+  if (product.rows <= kStreamRows) return FewRowsMatMul(product, stream);
   if (LibraryMatMul(product, stream)) return;
-  if (product.rows <= kMaxStreamRows && StreamMatMulServes(product)) {
-    return StreamMatMul(product, PlanOf(product), stream);
+  if (StreamMatMulServes(product)) {
+    StreamMatMul(product, PlanOf(product), stream);
+    return;
   }
   PlainMatMul(product, stream);
 }
 
-void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
-                 TensorView both, TensorView y, Stream stream) {
+void MatMulGated(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+                 Activation activation, TensorView both, TensorView y, Stream stream) {
   const int64_t n = y.size(1);
   Product product = MakeProduct(x, weight, bias, y);
-  WEIR_CHECK(weight.out() == 2 * n && both.size(1) == 2 * n && both.size(0) == x.size(0))
+  WEIR_CHECK(weight.out() == 2 * n && both.size(1) == 2 * n && both.size(0) == x.x.size(0))
       << y.ToString() << ", " << both.ToString();
   if (product.rows == 0) return;
   product.gated = true;
   product.activation = activation;
-  // Of a large weight the stream is as quick as the library, and the gate costs no kernel of its
-  // own.
-  const int64_t limit = weight.bytes() >= kLargeBytes ? kGatedRows : kStreamRows;
-  if (product.rows <= limit && StreamMatMulServes(product)) {
-    return StreamMatMul(product, PlanOf(product), stream);
+  if (Streams(product)) {
+    StreamMatMul(product, PlanOf(product), stream);
+    return;
   }
   gpu::MatMul(x, weight, bias, both, stream);
   gpu::GateMultiply(both.Columns(0, n), both.Columns(n, n), activation, y, stream);
@@ -112,7 +153,8 @@ void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stre
   for (const int64_t count : rows) {
     if (count <= kStreamRows) continue;
     const TensorView out(y->data(), y_type, {count, weight.out()});
-    TuneLibrary(MakeProduct(x->table().Rows(0, count), weight, TensorView(), out), stream);
+    const Product product = MakeProduct(x->table().Rows(0, count), weight, TensorView(), out);
+    if (!Streams(product)) TuneLibrary(product, stream);
   }
 }
 

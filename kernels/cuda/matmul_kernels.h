@@ -11,6 +11,23 @@
 
 namespace weir::kernels::gpu {
 
+// x's rows are still to be divided by their root mean squares: the sums of their squares come in
+// parts [parts, kJoinRows].
+struct RowsToNorm {
+  const float* squares = nullptr;
+  int parts = 0;
+  float eps = 0.0f;
+};
+// What the product computes is added to the residual stream, h += scale * product, and y = h *
+// weight: rows to norm, with `squares` to be read as above, one part from every block.
+struct AddToStream {
+  float* h = nullptr;
+  int64_t h_stride = 0;
+  float scale = 1.0f;
+  const float* weight = nullptr;
+  float* squares = nullptr;
+};
+
 // One product as the kernels see it: y = x W^T + bias, sizes in elements.
 struct Product {
   const void* x = nullptr;  // [rows, in] x_type
@@ -23,6 +40,9 @@ struct Product {
   // y = act(first half) * second half of the columns.
   bool gated = false;
   Activation activation = Activation::kNone;
+  // Taken by the streaming kernel only.
+  RowsToNorm norm;
+  AddToStream add;
 };
 
 // How the streaming kernel goes about it. A row of y has the same bits at every number of rows as
@@ -33,11 +53,11 @@ struct StreamPlan {
   int panels = 1;       // columns of a stage, in units of 64; stages go to the chains in turn
   int ring_bytes = 200 * 1024;  // copies under way, per block
 };
-inline constexpr int64_t kMaxStreamRows = 64;
-// Whether the streaming kernel takes it: bf16, rows that start on 16 bytes, up to kMaxStreamRows,
+// Whether the streaming kernel takes it: bf16, rows that start on 16 bytes, up to kJoinRows,
 // on compute capability 9.0.
 bool StreamMatMulServes(const Product& product);
-void StreamMatMul(const Product& product, const StreamPlan& plan, Stream stream);
+// Returns the number of blocks.
+int StreamMatMul(const Product& product, const StreamPlan& plan, Stream stream);
 
 // cuBLASLt. Takes its workspace, once; nothing where the library is not found.
 absl::Status ReserveLibrary();

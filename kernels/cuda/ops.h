@@ -61,9 +61,11 @@ absl::StatusOr<PackedMatrix> PackStacked(const TensorView* weights, int count, D
                                          Stream stream);
 absl::StatusOr<PackedMatrix> RandomMatrix(int64_t out, int64_t in, DType compute, uint64_t seed,
                                           float stddev, Stream stream);
-void MatMul(TensorView x, const PackedMatrix& weight, TensorView bias, TensorView y, Stream stream);
-void MatMulGated(TensorView x, const PackedMatrix& weight, TensorView bias, Activation activation,
-                 TensorView both, TensorView y, Stream stream);
+void MatMul(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+            const MatMulOutput& y, Stream stream);
+bool MatMulJoins(const PackedMatrix& weight, DType activations, int64_t rows);
+void MatMulGated(const MatMulInput& x, const PackedMatrix& weight, TensorView bias,
+                 Activation activation, TensorView both, TensorView y, Stream stream);
 void TuneMatMul(const PackedMatrix& weight, absl::Span<const int64_t> rows, Stream stream);
 void FinishPacking();
 absl::Status MatMulLibrary();

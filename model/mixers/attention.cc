@@ -44,8 +44,9 @@ class Attention final : public Mixer {
     return absl::OkStatus();
   }
 
-  void Forward(const StepContext& step, TensorView x, TensorView out) const override {
-    const int64_t tokens = x.size(0);
+  void Forward(const StepContext& step, const kernels::MatMulInput& x,
+               const kernels::MatMulOutput& out) const override {
+    const int64_t tokens = x.x.size(0);
     Scratch::Scope scope(step.scratch);
     TensorView in = step.scratch.Activations(tokens, at_.total);
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);

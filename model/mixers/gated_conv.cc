@@ -27,9 +27,10 @@ class GatedConv final : public Mixer {
     return absl::OkStatus();
   }
 
-  void Forward(const StepContext& step, TensorView x, TensorView out) const override {
+  void Forward(const StepContext& step, const kernels::MatMulInput& x,
+               const kernels::MatMulOutput& out) const override {
     Scratch::Scope scope(step.scratch);
-    TensorView in = step.scratch.Activations(x.size(0), 3 * hidden_);
+    TensorView in = step.scratch.Activations(x.x.size(0), 3 * hidden_);
     kernels::MatMul(x, in_, in_bias_.view(), in, step.stream);
     TensorView b = in.Columns(0, hidden_), c = in.Columns(hidden_, hidden_);
     TensorView y = in.Columns(2 * hidden_, hidden_);

@@ -60,8 +60,9 @@ class LinearAttn final : public Mixer {
     return absl::OkStatus();
   }
 
-  void Forward(const StepContext& step, TensorView x, TensorView out) const override {
-    const int64_t tokens = x.size(0);
+  void Forward(const StepContext& step, const kernels::MatMulInput& x,
+               const kernels::MatMulOutput& out) const override {
+    const int64_t tokens = x.x.size(0);
     Scratch::Scope scope(step.scratch);
     TensorView q = step.scratch.Activations(tokens, q_width_);
     TensorView k = step.scratch.Activations(tokens, k_width_);

@@ -11,6 +11,7 @@
 #include "core/status.h"
 #include "core/tensor.h"
 #include "kernels/linear_mixer.h"
+#include "kernels/matmul.h"
 #include "kernels/recurrence.h"
 #include "model/batch.h"
 #include "model/description.h"
@@ -48,8 +49,9 @@ class Mixer {
  public:
   virtual ~Mixer() = default;
   // out = mixer(x), both [tokens, D]; x is normed. Reads and advances the states of the batch's
-  // slots.
-  virtual void Forward(const StepContext& step, TensorView x, TensorView out) const = 0;
+  // slots. Products of Matrices() alone read x and write out.
+  virtual void Forward(const StepContext& step, const kernels::MatMulInput& x,
+                       const kernels::MatMulOutput& out) const = 0;
   // Bytes of StepContext::op_scratch that Forward takes on a GPU.
   virtual int64_t OpScratchBytes(const StepLimits& limits, Stream stream) const = 0;
   // Its large matrices, for tuning.

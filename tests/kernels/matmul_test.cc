@@ -316,6 +316,123 @@ TEST_P(MatMulOnTest, GatedIsTheProductOfTheHalves) {
   }
 }
 
+// Two blocks of a model joined: the first's last product adds to the stream h, the second's first
+// one divides by root mean squares.
+struct JoinedBlocks {
+  static constexpr float kScale = 0.75f, kNormEps = 1e-5f;
+
+  JoinedBlocks(int64_t rows, int64_t in, int64_t n, int64_t out)
+      : end({rows, in, n, DType::kBF16, DType::kBF16, true}),
+        begin({rows, n, out, DType::kBF16, DType::kBF16, true}),
+        h(RandomFloats(rows * n, 3)),
+        weight(RandomFloats(n, 4)) {
+    for (float& x : end.x) x = RoundTo(DType::kBF16, x);
+  }
+
+  // Rows [first, first + rows) of the stream, of what lies between the blocks, and of the result.
+  struct Results {
+    std::vector<float> h, x, y;
+  };
+  Results Run(const PackedMatrix& w_end, const PackedMatrix& w_begin, bool gated, int64_t first,
+              int64_t rows) {
+    ThreadPool pool(1);
+    DeviceMirror mirror(Device::kCuda, DType::kBF16, &pool);
+    const int64_t n = end.c.out, width = gated ? begin.c.out / 2 : begin.c.out;
+    Results r{std::vector<float>(h.begin() + first * n, h.begin() + (first + rows) * n),
+              std::vector<float>(rows * n, kPoison), std::vector<float>(rows * width, kPoison)};
+    const int64_t parts = SquaresParts(n);
+    TensorView squares(static_cast<float*>(mirror.Scratch(parts * kJoinRows * 4)),
+                       {parts, kJoinRows});
+    MatMulOutput output = mirror.Activation(TensorView(r.x.data(), {rows, n}));
+    output.h = mirror.Plain(TensorView(r.h.data(), {rows, n}));
+    output.scale = kScale;
+    output.norm_weight = mirror.Plain(TensorView(weight.data(), {n}));
+    output.squares = &squares;
+    MatMul(mirror.Activation(end.X()).Rows(first, rows), w_end, mirror.Plain(end.Bias()), output,
+           mirror.stream());
+    MatMulInput input = output.y;
+    input.squares = squares;
+    input.eps = kNormEps;
+    const TensorView y = mirror.Plain(TensorView(r.y.data(), {rows, width}));
+    if (gated) {
+      std::vector<float> both(rows * 2 * width, kPoison);
+      MatMulGated(input, w_begin, mirror.Plain(begin.Bias()), Activation::kNone,
+                  mirror.Activation(TensorView(both.data(), {rows, 2 * width})), y,
+                  mirror.stream());
+      mirror.Fetch();
+    } else {
+      MatMul(input, w_begin, mirror.Plain(begin.Bias()), y, mirror.stream());
+      mirror.Fetch();
+    }
+    return r;
+  }
+
+  void Expect(const Results& got, bool gated) {
+    const int64_t n = end.c.out, out = begin.c.out, width = gated ? out / 2 : out;
+    for (int64_t r = 0; r < end.c.rows; ++r) {
+      double squares = 0.0;
+      for (int64_t i = 0; i < n; ++i) {
+        const auto [sum, magnitude, rounded] = Expected(end, r, i);
+        const double want = h[r * n + i] + kScale * sum, at = got.h[r * n + i];
+        ASSERT_NEAR(at, want, kEps * ((2.0 * end.c.in + 1) * magnitude + std::fabs(want))) << i;
+        ASSERT_EQ(got.x[r * n + i], RoundTo(DType::kBF16, got.h[r * n + i] * weight[i])) << i;
+        squares += at * at;
+        begin.x[r * n + i] = got.x[r * n + i];
+      }
+      const double root = std::sqrt(squares / static_cast<double>(n) + kNormEps);
+      for (int64_t i = 0; i < width; ++i) {
+        double want = 1.0, tolerance = 0.0;
+        for (int64_t column = i; column < out; column += width) {
+          const auto [sum, magnitude, rounded] = Expected(begin, r, column);
+          const double bias = begin.bias[column], value = (sum - bias) / root + bias;
+          const double error = (3.0 * n + 4) * kEps * (magnitude / root + std::fabs(bias));
+          tolerance = std::fabs(want) * error + tolerance * (std::fabs(value) + error);
+          want *= value;
+        }
+        ASSERT_NEAR(got.y[r * width + i], want, tolerance + kEps * std::fabs(want)) << i;
+      }
+    }
+  }
+
+  Problem end, begin;
+  std::vector<float> h, weight;
+};
+
+TEST(MatMulTest, GpuJoinsBlocks) {
+  WEIR_NEEDS_GPU();
+  const int64_t sizes[][4] = {{1, 264, 64, 80},
+                              {7, 1000, 1032, 96},
+                              {20, 72, 2312, 40},
+                              {kStreamRows, 512, 520, 48},
+                              {kJoinRows, 264, 1032, 208}};
+  for (const auto& [rows, in, n, out] : sizes) {
+    JoinedBlocks blocks(rows, in, n, out);
+    ThreadPool pool(1);
+    DeviceMirror mirror(Device::kCuda, DType::kBF16, &pool);
+    const PackedMatrix w_end =
+        *PackedMatrix::Pack(blocks.end.Weight(), DType::kBF16, mirror.stream());
+    const PackedMatrix w_begin =
+        *PackedMatrix::Pack(blocks.begin.Weight(), DType::kBF16, mirror.stream());
+    mirror.Fetch();
+    if (!MatMulJoins(w_end, DType::kBF16, rows, mirror.stream())) {
+      GTEST_SKIP() << "blocks are joined on compute capability 9.0";
+    }
+    for (const bool gated : {false, true}) {
+      SCOPED_TRACE(Name(blocks.begin.c) + (gated ? " gated" : ""));
+      const JoinedBlocks::Results all = blocks.Run(w_end, w_begin, gated, 0, rows);
+      blocks.Expect(all, gated);
+      if (HasFatalFailure()) return;
+      for (int64_t r = 0; r < rows; r += 5) {
+        const JoinedBlocks::Results one = blocks.Run(w_end, w_begin, gated, r, 1);
+        for (auto part : {&JoinedBlocks::Results::h, &JoinedBlocks::Results::y}) {
+          const std::vector<float>&few = one.*part, &many = all.*part;
+          ASSERT_EQ(std::memcmp(few.data(), many.data() + r * few.size(), few.size() * 4), 0) << r;
+        }
+      }
+    }
+  }
+}
+
 // On a GPU x and y choose their types apart: the head's logits are f32.
 TEST(MatMulTest, GpuTakesEveryPairOfTypes) {
   WEIR_NEEDS_GPU();
