@@ -363,7 +363,7 @@ MixerStepPlan PickPlan(const MixerStep& step) {
   for (const bool fill : {true, false}) {
     for (const int v_split : {8, 4, 2, 1}) {
       if (fill && v_split > 1 && heads * v_split > room) continue;
-      const int threads = v_split > 1 || (step.norm && heads >= 8 * processors) ? 128 : 256;
+      const int threads = v_split > 1 || (step.norm && heads >= 4 * processors) ? 128 : 256;
       for (const int count : {threads, 384 - threads}) {
         const MixerStepPlan plan{count, v_split, 1, kRing};
         if (Fits(step, plan)) return plan;
