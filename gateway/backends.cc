@@ -144,6 +144,7 @@ void Backends::Watcher::SetHealthy(bool healthy) {
     std::lock_guard<std::mutex> lock(backend_->mutex_);
     changed = backend_->healthy_ != healthy;
     backend_->healthy_ = healthy;
+    backend_->was_healthy_ = backend_->was_healthy_ || healthy;
     // It may be another process than before, with another model.
     if (changed && healthy) backend_->facts_ = nullptr;
   }
@@ -231,6 +232,13 @@ Backends::Backends(std::vector<Target> targets, HttpMetrics* metrics) {
 
 Backends::~Backends() {
   for (const auto& watcher : watchers_) watcher->Stop();
+}
+
+bool Backends::lost() const {
+  return std::all_of(backends_.begin(), backends_.end(), [](const auto& backend) {
+    std::lock_guard<std::mutex> lock(backend->mutex_);
+    return backend->was_healthy_ && !backend->healthy_;
+  });
 }
 
 std::vector<std::shared_ptr<const ModelFacts>> Backends::Models() const {

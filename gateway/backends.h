@@ -42,7 +42,7 @@ class Backend {
   const std::string address_;
   const std::shared_ptr<grpc::Channel> channel_;
   mutable std::mutex mutex_;
-  bool healthy_ = false;
+  bool healthy_ = false, was_healthy_ = false;
   std::shared_ptr<const ModelFacts> facts_;  // the last that were told
 };
 
@@ -61,6 +61,8 @@ class Backends {
 
   // Different models served now, one of each, in the order of the targets.
   std::vector<std::shared_ptr<const ModelFacts>> Models() const;
+  // Every one has been healthy, and none is now.
+  bool lost() const;
   bool ready() const { return !Models().empty(); }
 
   // The healthy backend with the model `id` that has the fewest outstanding tokens, other than

@@ -277,6 +277,7 @@ Connection::Awaitable<Connection::Outcome> Connection::ReadWhile(RequestParser::
       if (exchange.budget.Hold(held) > options.max_bodies_bytes) co_return Outcome::kNoRoom;
     } else if (!started) {
       if (input_.capacity() > kKeptCapacity) std::string().swap(input_);
+      // A connection that has just come may still ask whether the server is ready.
       if (door_->draining && !first_request_) co_return Outcome::kEnded;
     }
     if (gone()) co_return Outcome::kEnded;
@@ -301,7 +302,8 @@ Connection::Awaitable<bool> Connection::OneRequest() {
   bool thrown = false;
   if (outcome == Outcome::kTimeout) {
     exchange.close = true;
-    co_await RespondError(exchange, HttpError(408, "The request's header took too long to come."));
+    const ApiError late = HttpError(408, "The request's header took too long to come.");
+    co_await RespondError(exchange, late);
   } else {
     try {
       co_await AnswerRequest(exchange, parser);
@@ -313,7 +315,8 @@ Connection::Awaitable<bool> Connection::OneRequest() {
   if (thrown) {
     exchange.close = true;
     if (exchange.sent_bytes == 0) {
-      co_await RespondError(exchange, HttpError(500, "The gateway failed; its log says why."));
+      const ApiError failed = HttpError(500, "The gateway failed; its log says why.");
+      co_await RespondError(exchange, failed);
     }
     exchange.status = 500;
   }
@@ -383,7 +386,8 @@ Connection::Awaitable<void> Connection::AnswerRequest(Exchange& exchange, Reques
   ApiError error;
   if (parser.state() == RequestParser::State::kFailed) {
     exchange.close = true;
-    co_await RespondError(exchange, HttpError(parser.status(), parser.error()));
+    error = HttpError(parser.status(), parser.error());
+    co_await RespondError(exchange, error);
     co_return;
   }
   if (!CheckHeader(exchange, &error)) {

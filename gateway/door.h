@@ -6,7 +6,6 @@
 #include <chrono>
 #include <condition_variable>
 #include <cstdint>
-#include <functional>
 #include <mutex>
 #include <string>
 #include <string_view>
@@ -54,9 +53,8 @@ struct Door {
   Backends* backends = nullptr;
   Authorizer* authorizer = nullptr;  // null: everybody may
   metrics::Registry* registry = nullptr;
-  std::function<bool()> live;          // empty: always
-  bool forward_authorization = false;  // to the backends
-  std::vector<std::string> origins;    // options.cors, parted
+  bool own_server = false;           // the backend is this process
+  std::vector<std::string> origins;  // options.cors, parted
 
   std::atomic<bool> draining{false};
   WaitableCount in_flight;             // requests being answered

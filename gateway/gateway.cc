@@ -18,6 +18,7 @@
 #include <unordered_set>
 #include <utility>
 
+#include "absl/strings/ascii.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "absl/strings/string_view.h"
@@ -159,10 +160,9 @@ absl::Status Gateway::Impl::Begin(const Options& options, Parts parts) {
   door.backends = backends.get();
   door.authorizer = parts.authorizer;
   door.registry = parts.registry;
-  door.live = std::move(parts.live);
-  door.forward_authorization = parts.forward_authorization;
+  door.own_server = parts.own_server;
   for (const absl::string_view origin : absl::StrSplit(options.cors, ',', absl::SkipWhitespace())) {
-    door.origins.emplace_back(origin);
+    door.origins.emplace_back(absl::StripAsciiWhitespace(origin));
   }
   for (const auto& thread : threads) {
     thread->thread = std::thread([io = thread->io.get()] { io->run(); });

@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -28,9 +27,9 @@ class Gateway {
   struct Parts {
     std::vector<Backends::Target> backends;
     metrics::Registry* registry = nullptr;
-    Authorizer* authorizer = nullptr;    // null: everybody may do everything
-    std::function<bool()> live;          // what /health says; empty: always
-    bool forward_authorization = false;  // the client's key goes to the backends
+    Authorizer* authorizer = nullptr;  // null: everybody may do everything
+    // The backend is this very process: when it stops being healthy, /health says so too.
+    bool own_server = false;
   };
 
   // Listens. UNAVAILABLE, with a sentence: the address cannot be listened on, or the access log not

@@ -56,15 +56,12 @@ std::variant<Parsed, ApiError> ParseFor(const std::vector<Facts>& models, Facts*
   return parsed;
 }
 
-CallMetadata MakeMetadata(const Door& door, const Exchange& exchange) {
+CallMetadata MakeMetadata(const Exchange& exchange) {
   CallMetadata metadata = {{"x-request-id", exchange.id}};
   const Request& request = *exchange.request;
   if (IsTraceField(request.traceparent)) {
     metadata.emplace_back("traceparent", request.traceparent);
     if (IsTraceField(request.tracestate)) metadata.emplace_back("tracestate", request.tracestate);
-  }
-  if (door.forward_authorization && IsTraceField(request.authorization)) {
-    metadata.emplace_back("authorization", request.authorization);
   }
   return metadata;
 }
@@ -151,7 +148,7 @@ bool Generation::Begin() {
     }
     use_ = std::get<std::unique_ptr<Authorizer::Use>>(std::move(admitted));
   }
-  metadata_ = MakeMetadata(door_, exchange_);
+  metadata_ = MakeMetadata(exchange_);
   answer_.emplace(*call_, *facts_,
                   absl::StrCat(call_->chat ? "chatcmpl-" : "cmpl-", NewRequestId()),
                   std::time(nullptr));
@@ -319,7 +316,7 @@ template <typename RequestT, typename ResponseT, typename Start>
 boost::asio::awaitable<bool> CallUnary(Connection& connection, Exchange& exchange,
                                        std::shared_ptr<UnaryCall<RequestT, ResponseT>> call,
                                        Start start) {
-  for (const auto& [name, value] : MakeMetadata(connection.door(), exchange)) {
+  for (const auto& [name, value] : MakeMetadata(exchange)) {
     call->context.AddMetadata(name, value);
   }
   start(call.get(), [call, wake = connection.Waker()](const grpc::Status& status) {
@@ -350,7 +347,9 @@ boost::asio::awaitable<void> Tokenize(Connection& connection, Exchange& exchange
   });
   if (!done) co_return;
   if (!call->status.ok()) {
-    co_await connection.RespondError(exchange, FromStatus(call->status));
+    // Named, not a temporary: GCC 12 destroys default arguments in co_await expressions twice.
+    const ApiError error = FromStatus(call->status);
+    co_await connection.RespondError(exchange, error);
     co_return;
   }
   exchange.prompt_tokens = call->response.ids_size();
@@ -371,7 +370,9 @@ boost::asio::awaitable<void> Detokenize(Connection& connection, Exchange& exchan
   });
   if (!done) co_return;
   if (!call->status.ok()) {
-    co_await connection.RespondError(exchange, FromStatus(call->status));
+    // Named, not a temporary: GCC 12 destroys default arguments in co_await expressions twice.
+    const ApiError error = FromStatus(call->status);
+    co_await connection.RespondError(exchange, error);
     co_return;
   }
   Response response;
@@ -390,7 +391,8 @@ boost::asio::awaitable<void> ServeTokenizer(Connection& connection, Exchange& ex
   Door& door = connection.door();
   const std::vector<Facts> models = door.backends->Models();
   if (models.empty() || door.draining) {
-    co_await connection.RespondError(exchange, door.draining ? Draining() : NoServer());
+    const ApiError unavailable = door.draining ? Draining() : NoServer();
+    co_await connection.RespondError(exchange, unavailable);
     co_return;
   }
   Facts facts;
@@ -420,7 +422,8 @@ boost::asio::awaitable<void> ServeTokenizer(Connection& connection, Exchange& ex
   }
   const std::shared_ptr<Backend> backend = door.backends->Pick(facts->id, {});
   if (backend == nullptr) {
-    co_await connection.RespondError(exchange, NoServer());
+    const ApiError unavailable = NoServer();
+    co_await connection.RespondError(exchange, unavailable);
     co_return;
   }
   const auto stub = v1::TokenizerService::NewStub(backend->channel());

@@ -47,7 +47,7 @@ Reply Preflight(const Door& door, const Exchange& exchange) {
 }
 
 Reply Health(const Door& door) {
-  const bool live = !door.live || door.live();
+  const bool live = !door.own_server || door.draining || !door.backends->lost();
   return Json(live ? 200 : 503, live ? "{\"status\":\"ok\"}" : "{\"status\":\"stalled\"}");
 }
 

@@ -10,6 +10,7 @@ int main(int argc, char** argv) {
   app.get_formatter()->column_width(34);
   int exit_code = 0;
   weir::server::AddServeCommand(app, &exit_code);
+  weir::server::AddGatewayCommand(app, &exit_code);
   weir::server::AddGenerateCommand(app, &exit_code);
   weir::server::AddChatCommand(app, &exit_code);
   weir::server::AddInspectCommand(app, &exit_code);

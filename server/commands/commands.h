@@ -9,6 +9,7 @@
 namespace weir::server {
 
 void AddServeCommand(CLI::App& app, int* exit_code);
+void AddGatewayCommand(CLI::App& app, int* exit_code);
 void AddGenerateCommand(CLI::App& app, int* exit_code);
 void AddChatCommand(CLI::App& app, int* exit_code);
 void AddInspectCommand(CLI::App& app, int* exit_code);

@@ -10,7 +10,6 @@
 namespace weir::server {
 namespace {
 
-// The keys of the gRPC port, asked for at the HTTP door.
 class KeyAuthorizer final : public gateway::Authorizer {
  public:
   explicit KeyAuthorizer(AccessKeys* keys) : keys_(keys) {}
@@ -47,21 +46,25 @@ class KeyAuthorizer final : public gateway::Authorizer {
 
 }  // namespace
 
-std::string HttpDoor::url() const {
-  if (gateway == nullptr) return "";
-  return absl::StrCat(gateway->tls() ? "https://" : "http://", gateway->address());
+std::unique_ptr<gateway::Authorizer> MakeKeyAuthorizer(AccessKeys* keys) {
+  return keys == nullptr ? nullptr : std::make_unique<KeyAuthorizer>(keys);
 }
+
+std::string HttpUrl(const gateway::Gateway& gateway) {
+  return absl::StrCat(gateway.tls() ? "https://" : "http://", gateway.address());
+}
+
+std::string HttpDoor::url() const { return gateway == nullptr ? "" : HttpUrl(*gateway); }
 
 absl::StatusOr<HttpDoor> OpenHttpDoor(const ServerOptions& options, Stack* stack) {
   HttpDoor door;
   if (options.http.http.empty()) return door;
-  if (stack->server().keys() != nullptr) {
-    door.authorizer = std::make_unique<KeyAuthorizer>(stack->server().keys());
-  }
+  door.authorizer = MakeKeyAuthorizer(stack->server().keys());
   gateway::Gateway::Parts parts;
   parts.backends.push_back({"in-process", stack->server().InProcessChannel()});
   parts.registry = &stack->registry();
   parts.authorizer = door.authorizer.get();
+  parts.own_server = true;
   ASSIGN_OR_RETURN(door.gateway, gateway::Gateway::Start(options.http, std::move(parts)));
   return door;
 }

@@ -9,7 +9,16 @@
 #include "gateway/gateway.h"
 #include "server/commands/stack.h"
 
+namespace weir {
+class AccessKeys;
+}
+
 namespace weir::server {
+
+// The keys of the gRPC port, asked for at the HTTP door; null for null. `keys` outlives it.
+std::unique_ptr<gateway::Authorizer> MakeKeyAuthorizer(AccessKeys* keys);
+// "http://127.0.0.1:8080".
+std::string HttpUrl(const gateway::Gateway& gateway);
 
 struct HttpDoor {
   std::unique_ptr<gateway::Authorizer> authorizer;  // null: no keys are asked for

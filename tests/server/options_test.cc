@@ -9,6 +9,7 @@
 #include "absl/strings/str_replace.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "server/gateway_options.h"
 
 namespace weir::server {
 namespace {
@@ -115,8 +116,11 @@ TEST(OptionsTest, DefaultsAreWhatTheTableSays) {
 // docs/configuration.md has one row for each setting, with its kind, default and sentence.
 TEST(OptionsTest, EverySettingIsDocumented) {
   ServerOptions options;
+  GatewayOptions gateway_options;
+  std::vector<OptionSpec> table = OptionTable(&options);
+  for (OptionSpec& spec : GatewayOptionTable(&gateway_options)) table.push_back(std::move(spec));
   std::set<std::string> rows;
-  for (const OptionSpec& spec : OptionTable(&options)) {
+  for (const OptionSpec& spec : table) {
     rows.insert("| `" + spec.name + "` | " + absl::StrReplaceAll(spec.kind, {{"|", ", "}}) + " | " +
                 (spec.default_value.empty() ? "" : "`" + spec.default_value + "`") + " | " +
                 spec.help + " |");
