@@ -1,10 +1,12 @@
 """The Helm chart and the plain manifests made from it."""
 
+import http.client
 import json
 import os
 import pathlib
 import re
 import shutil
+import ssl
 import subprocess
 
 import kubernetes_validate
@@ -120,12 +122,18 @@ def check_together(documents: list[dict]) -> None:
             assert port["targetPort"] in names, f"{document['metadata']['name']}: no port {port['targetPort']}"
 
 
+def help_of(binary: str, command: str) -> str:
+    """Empty: a build without this command."""
+    told = subprocess.run([binary, command, "--help"], capture_output=True, text=True, check=True).stdout
+    return told if re.search(rf"^Usage: \S+ {command} ", told, re.M) else ""
+
+
 def assert_known_flags(command: list[str]) -> None:
     """Every flag of a `weir` command is one that this build has."""
     binary = pathlib.Path(os.environ.get("WEIR_BUILD_DIR", ROOT / "build")) / "weir"
-    told = subprocess.run([str(binary), command[0], "--help"], capture_output=True, text=True, check=True).stdout
-    if not re.search(rf"^Usage: \S+ {command[0]} ", told, re.M):
-        return  # a build without this command
+    told = help_of(str(binary), command[0])
+    if not told:
+        return
     for word in command[1:]:
         flag = word.split("=")[0]
         assert re.search(rf"(^|[\s,]){flag}[\s,]", told, re.M), f"weir {command[0]} has no {flag}"
@@ -217,10 +225,38 @@ def test_probes_of_each_type(rendered):
 def make_certificate(folder: pathlib.Path, name: str) -> None:
     """tls.crt and tls.key for `name`, and ca.crt: it signs itself."""
     folder.mkdir(parents=True)
+    names = f"subjectAltName=DNS:{name},DNS:localhost"
     subprocess.run(["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes",
-                    "-days", "2", "-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}",
+                    "-days", "2", "-subj", f"/CN={name}", "-addext", names,
                     "-keyout", f"{folder}/tls.key", "-out", f"{folder}/tls.crt"], check=True, capture_output=True)
     shutil.copyfile(folder / "tls.crt", folder / "ca.crt")
+
+
+def check_gateway(binary: str, deployment: dict, backend: str, folder: pathlib.Path) -> None:
+    """The gateway as the chart starts it, before a server with TLS, client certificates and keys: an answer comes."""
+    alice, own = json.loads((folder / "secrets.json").read_text())
+    arguments = deployment["spec"]["template"]["spec"]["containers"][0]["args"]
+    arguments = [a.replace("/etc/weir/", f"{folder}/").replace("$(WEIR_BACKEND_API_KEY)", own) for a in arguments]
+    replaced = {"--backend": f"localhost:{backend.rsplit(':', 1)[1]}", "--http": "127.0.0.1:0"}
+    arguments = [f"{name}={replaced[name]}" if (name := a.split("=")[0]) in replaced else a for a in arguments]
+    with open(folder / "gateway.log", "w") as log:
+        gateway = subprocess.Popen([binary, *arguments, f"--ready-file={folder}/gateway.json"], stdout=log, stderr=log)
+    try:
+        address = live.wait_for("weir gateway", lambda: json.loads((folder / "gateway.json").read_text()), gateway)["http"]
+        context = ssl.create_default_context(cafile=str(folder / "tls-http/ca.crt"))
+        context.check_hostname = False
+
+        def get(path: str, **headers) -> int:
+            connection = http.client.HTTPSConnection(address, timeout=10, context=context)
+            connection.request("GET", path, headers=headers)
+            return connection.getresponse().status
+
+        live.wait_for("a ready gateway", lambda: get("/ready") == 200, gateway)
+        assert get("/v1/models") == 401
+        assert get("/v1/models", Authorization=f"Bearer {alice}") == 200
+    finally:
+        gateway.terminate()
+        assert gateway.wait(30) == 0, (folder / "gateway.log").read_text()
 
 
 @pytest.mark.parametrize("values", ["defaults", "closed"])
@@ -236,7 +272,9 @@ def test_a_server_takes_the_configuration_and_answers_the_probe(rendered, tmp_pa
         for door in ("grpc", "http"):
             make_certificate(tmp_path / f"tls-{door}", "weir.serving.svc")
         (tmp_path / "keys").mkdir()
-        subprocess.run([binary, "keys", "add", str(tmp_path / "keys/keys"), "alice"], check=True, capture_output=True)
+        keys = [subprocess.run([binary, "keys", "add", str(tmp_path / "keys/keys"), name], check=True,
+                               capture_output=True, text=True).stdout.strip() for name in ("alice", "gateway")]
+        (tmp_path / "secrets.json").write_text(json.dumps(keys))
     text = yaml.safe_dump(config).replace("/etc/weir/", f"{tmp_path}/")
     (tmp_path / "weir.yaml").write_text(text)
     with open(tmp_path / "log", "w") as log:
@@ -249,8 +287,11 @@ def test_a_server_takes_the_configuration_and_answers_the_probe(rendered, tmp_pa
                              .replace("/etc/weir/", f"{tmp_path}/") for w in probe[1:])]
         asked = subprocess.run(command, capture_output=True, text=True)
         assert (asked.returncode, asked.stdout) == (0, "SERVING\n"), asked.stderr
-        if values == "closed":  # and without the certificates it is closed
+        if values == "closed":
+            # Without the certificates it is closed; the chart's gateway has them, and a key.
             assert subprocess.run(command[:3], capture_output=True).returncode == 1
+            if help_of(binary, "gateway"):
+                check_gateway(binary, only(documents, "Deployment", "weir-gateway"), ready["grpc"], tmp_path)
     finally:
         server.terminate()
         assert server.wait(30) == 0, (tmp_path / "log").read_text()
