@@ -183,9 +183,9 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
   // Text thread.
   absl::Status CompileConstraint(text::ReasoningStart reasoning) {
     const int64_t begin_us = context_->clock->NowUs();
-    // Reasoning that nobody takes apart would be text of the answer, which is to be the
-    // constraint's.
-    if (reasoning == text::ReasoningStart::kMayOpen && !request_.stream.answer) {
+    // Whoever asks for a constraint waits for what it describes; a model that only may reason first
+    // could spend all its tokens on that.
+    if (reasoning == text::ReasoningStart::kMayOpen) {
       reasoning = text::ReasoningStart::kNone;
     }
     ConstraintSpec spec = *std::exchange(request_.constraint, std::nullopt);
