@@ -25,7 +25,7 @@ def string(rng, level):
                                                                "^[äöüß]{1,4}[а-я]{2}$"])},
              lambda: {"enum": rng.sample(WORDS, rng.randint(1, 5))},
              lambda: {"const": rng.choice(WORDS)},
-             lambda: {"type": "string", "format": rng.choice(["date", "uuid", "ipv4"])}]
+             lambda: {"type": "string", "format": rng.choice(["uuid", "ipv4", "ipv6"])}]
     return rng.choice(kinds[:3 + min(level, 2)])()
 
 
