@@ -18,15 +18,22 @@ constexpr int kMaxDepth = 64;
 // Objects that keep their order look through all their fields for each new one: without a limit a
 // few megabytes of fields would take a minute.
 constexpr int kMaxFields = 10'000;
+// Of all objects of a chat together.
+constexpr int kMaxFieldsOfChat = 100'000;
 
-// A JSON object; anything else is a violation and gives an empty one.
-Json ParseObject(const std::string& text, const std::string& field, Violations* violations) {
+// A JSON object; anything else is a violation and gives an empty one. `chat_fields`: those of the
+// chat's objects so far.
+Json ParseObject(const std::string& text, const std::string& field, int* chat_fields,
+                 Violations* violations) {
   bool too_deep = false;
   int fields = 0;
   const auto watch = [&](int depth, Json::parse_event_t event, const Json&) {
     too_deep = too_deep || depth > kMaxDepth;
-    if (event == Json::parse_event_t::key) ++fields;
-    return !too_deep && fields <= kMaxFields;
+    if (event == Json::parse_event_t::key) {
+      ++fields;
+      ++*chat_fields;
+    }
+    return !too_deep && fields <= kMaxFields && *chat_fields <= kMaxFieldsOfChat;
   };
   Json value = Json::parse(text, watch, /*allow_exceptions=*/false);
   if (too_deep) {
@@ -35,6 +42,11 @@ Json ParseObject(const std::string& text, const std::string& field, Violations* 
   }
   if (fields > kMaxFields) {
     violations->Add(field, absl::StrCat("has more than ", kMaxFields, " fields"));
+    return Json::object();
+  }
+  if (*chat_fields > kMaxFieldsOfChat) {
+    violations->Add(
+        field, absl::StrCat("makes the chat's JSON have more than ", kMaxFieldsOfChat, " fields"));
     return Json::object();
   }
   if (value.is_discarded()) {
@@ -48,16 +60,18 @@ Json ParseObject(const std::string& text, const std::string& field, Violations* 
   return value;
 }
 
-Json ToolCalls(const v1::ChatMessage& message, const std::string& path, Violations* violations) {
+Json ToolCalls(const v1::ChatMessage& message, const std::string& path, int* chat_fields,
+               Violations* violations) {
   Json calls = Json::array();
   for (int i = 0; i < message.tool_calls_size(); ++i) {
     const v1::ToolCall& call = message.tool_calls(i);
     const std::string at = absl::StrCat(path, ".tool_calls[", i, "]");
     if (call.name().empty()) violations->Add(at + ".name", "is required");
     Json function = {{"name", call.name()}};
-    function["arguments"] = call.arguments().empty()
-                                ? Json::object()
-                                : ParseObject(call.arguments(), at + ".arguments", violations);
+    function["arguments"] =
+        call.arguments().empty()
+            ? Json::object()
+            : ParseObject(call.arguments(), at + ".arguments", chat_fields, violations);
     Json entry = {{"type", "function"}, {"function", std::move(function)}};
     if (!call.id().empty()) entry["id"] = call.id();
     calls.push_back(std::move(entry));
@@ -65,7 +79,8 @@ Json ToolCalls(const v1::ChatMessage& message, const std::string& path, Violatio
   return calls;
 }
 
-Json Message(const v1::ChatMessage& message, const std::string& path, Violations* violations) {
+Json Message(const v1::ChatMessage& message, const std::string& path, int* chat_fields,
+             Violations* violations) {
   if (message.role().empty()) {
     violations->Add(path + ".role", "is required, such as user, assistant, system or tool");
   }
@@ -75,17 +90,19 @@ Json Message(const v1::ChatMessage& message, const std::string& path, Violations
   Json out = {{"role", message.role()}};
   out["content"] = message.has_content() ? Json(message.content()) : Json(nullptr);
   if (message.has_reasoning()) out["reasoning_content"] = message.reasoning();
-  if (message.tool_calls_size() > 0) out["tool_calls"] = ToolCalls(message, path, violations);
+  if (message.tool_calls_size() > 0)
+    out["tool_calls"] = ToolCalls(message, path, chat_fields, violations);
   if (!message.tool_call_id().empty()) out["tool_call_id"] = message.tool_call_id();
   if (!message.name().empty()) out["name"] = message.name();
   return out;
 }
 
 // kwargs, with `documents` taken out: the template gets those by another way.
-void AddKwargs(const v1::Chat& chat, text::ChatRequest* request, Violations* violations) {
+void AddKwargs(const v1::Chat& chat, int* chat_fields, text::ChatRequest* request,
+               Violations* violations) {
   if (chat.template_kwargs().empty()) return;
   constexpr char kField[] = "chat.template_kwargs";
-  Json kwargs = ParseObject(chat.template_kwargs(), kField, violations);
+  Json kwargs = ParseObject(chat.template_kwargs(), kField, chat_fields, violations);
   for (const char* taken :
        {"messages", "tools", "add_generation_prompt", "continue_final_message"}) {
     if (kwargs.contains(taken)) {
@@ -107,21 +124,23 @@ text::ChatRequest ToChatRequest(const v1::Chat& chat, bool with_tools,
                                 const text::ChatTemplate& chat_template, Violations* violations) {
   text::ChatRequest request;
   if (chat.messages_size() == 0) violations->Add("chat.messages", "at least one is required");
+  int fields = 0;
   Json messages = Json::array();
   for (int i = 0; i < chat.messages_size(); ++i) {
     messages.push_back(
-        Message(chat.messages(i), absl::StrCat("chat.messages[", i, "]"), violations));
+        Message(chat.messages(i), absl::StrCat("chat.messages[", i, "]"), &fields, violations));
   }
   request.messages_json = messages.dump();
 
   if (chat.tools_size() > 0) {
     Json tools = Json::array();
     for (int i = 0; i < chat.tools_size(); ++i) {
-      tools.push_back(ParseObject(chat.tools(i), absl::StrCat("chat.tools[", i, "]"), violations));
+      tools.push_back(
+          ParseObject(chat.tools(i), absl::StrCat("chat.tools[", i, "]"), &fields, violations));
     }
     if (with_tools) request.tools_json = tools.dump();
   }
-  AddKwargs(chat, &request, violations);
+  AddKwargs(chat, &fields, &request, violations);
 
   request.continue_final_message = chat.continue_final_message();
   request.add_generation_prompt = chat.has_add_generation_prompt()

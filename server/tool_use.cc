@@ -61,6 +61,8 @@ ToolUse ToToolUse(const v1::GenerateRequest& request, const ServedModel& model,
   if (!request.has_chat()) return out;
   out.parallel = use.has_parallel() ? use.parallel() : true;
   const v1::Chat& chat = request.chat();
+  // Reading tools recurses, so what is said to be too deep, or else wrong, is not read again.
+  if (!violations->empty() && chat.tools_size() > 0) return out;
   if (ShowsTools(request) && chat.tools_size() > 0) {
     out.tools = text::ReadTools(std::vector<std::string>(chat.tools().begin(), chat.tools().end()));
     if (!TemplateShowsTools(chat, *model.chat_template)) {

@@ -8,8 +8,13 @@ namespace {
 
 using Json = nlohmann::ordered_json;
 
-// A schema that refers to itself has no end.
+// A schema that refers to itself has no end, and one that does so in several places at once doubles
+// with every level.
 constexpr int kMaxDepth = 16;
+// Fields and values looked at, all tools of a request together: far more than schemas have that are
+// not made to be a burden. What is not looked at may be of any kind.
+constexpr int64_t kMaxWork = 1'000'000;
+constexpr int64_t kWorkOfReference = 100;
 
 uint8_t KindOfName(const std::string& name) {
   if (name == "string") return kJsonString;
@@ -38,13 +43,15 @@ const Json* Resolve(const Json& root, const std::string& reference) {
   }
 }
 
-uint8_t KindsOfSchema(const Json& schema, const Json& root, int depth) {
-  if (!schema.is_object() || depth > kMaxDepth) return kJsonAny;
+uint8_t KindsOfSchema(const Json& schema, const Json& root, int depth, int64_t* work) {
+  *work -= 1 + static_cast<int64_t>(schema.size());
+  if (!schema.is_object() || depth > kMaxDepth || *work < 0) return kJsonAny;
   uint8_t kinds = kJsonAny;
   if (const auto type = schema.find("type"); type != schema.end()) {
     uint8_t named = 0;
     if (type->is_string()) named = KindOfName(type->get<std::string>());
     if (type->is_array()) {
+      *work -= static_cast<int64_t>(type->size());
       for (const Json& one : *type) {
         named |= one.is_string() ? KindOfName(one.get<std::string>()) : kJsonAny;
       }
@@ -53,23 +60,25 @@ uint8_t KindsOfSchema(const Json& schema, const Json& root, int depth) {
   }
   if (const auto values = schema.find("enum"); values != schema.end() && values->is_array()) {
     uint8_t seen = 0;
+    *work -= static_cast<int64_t>(values->size());
     for (const Json& value : *values) seen |= KindOfValue(value);
     kinds &= seen;
   }
   if (const auto value = schema.find("const"); value != schema.end()) kinds &= KindOfValue(*value);
   if (const auto ref = schema.find("$ref"); ref != schema.end() && ref->is_string()) {
+    *work -= kWorkOfReference;
     const Json* target = Resolve(root, ref->get<std::string>());
-    if (target != nullptr) kinds &= KindsOfSchema(*target, root, depth + 1);
+    if (target != nullptr) kinds &= KindsOfSchema(*target, root, depth + 1, work);
   }
   for (const char* key : {"anyOf", "oneOf"}) {
     const auto choices = schema.find(key);
     if (choices == schema.end() || !choices->is_array()) continue;
     uint8_t any = 0;
-    for (const Json& choice : *choices) any |= KindsOfSchema(choice, root, depth + 1);
+    for (const Json& choice : *choices) any |= KindsOfSchema(choice, root, depth + 1, work);
     kinds &= any;
   }
   if (const auto all = schema.find("allOf"); all != schema.end() && all->is_array()) {
-    for (const Json& part : *all) kinds &= KindsOfSchema(part, root, depth + 1);
+    for (const Json& part : *all) kinds &= KindsOfSchema(part, root, depth + 1, work);
   }
   return kinds == 0 ? kJsonAny : kinds;
 }
@@ -83,6 +92,7 @@ uint8_t Tool::KindsOf(std::string_view property) const {
 
 std::vector<Tool> ReadTools(absl::Span<const std::string> tools_json) {
   std::vector<Tool> out;
+  int64_t work = kMaxWork;
   for (const std::string& text : tools_json) {
     Json json = Json::parse(text, nullptr, /*allow_exceptions=*/false);
     if (!json.is_object()) continue;
@@ -101,7 +111,7 @@ std::vector<Tool> ReadTools(absl::Span<const std::string> tools_json) {
     const auto properties = parameters.find("properties");
     if (properties != parameters.end() && properties->is_object()) {
       for (const auto& [key, schema] : properties->items()) {
-        tool.kinds[key] = KindsOfSchema(schema, parameters, 0);
+        tool.kinds[key] = KindsOfSchema(schema, parameters, 0, &work);
       }
     }
     tool.parameters = parameters.dump(-1, ' ', false, Json::error_handler_t::replace);

@@ -1,4 +1,7 @@
 // Tools, reasoning and parsed answers in requests: what is valid, and what it means.
+#include <string>
+
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "server/request_validator.h"
@@ -53,6 +56,35 @@ TEST_F(ToolUseTest, ToolsAreShownUnlessTheyAreNotToBe) {
   request.mutable_tool_use()->set_mode(v1::ToolUse::MODE_NONE);
   EXPECT_THAT(Rendered(request), Not(HasSubstr("add")));
   EXPECT_TRUE(Validate(request)->tool_use.tools.empty());
+}
+
+TEST_F(ToolUseTest, WhatIsSaidToBeTooDeepIsNotRead) {
+  v1::GenerateRequest request = Chat();
+  constexpr size_t kLevels = 2'000'000;
+  request.mutable_chat()->add_tools(R"({"name":"x","parameters":{"a":)" +
+                                    std::string(kLevels, '[') + std::string(kLevels, ']') + "}}");
+  EXPECT_THAT(Fields(request), ElementsAre(Pair("chat.tools[2]", HasSubstr("deeper than 64"))));
+}
+
+TEST_F(ToolUseTest, SchemasThatReferToThemselvesAreReadInTime) {
+  v1::GenerateRequest request = Chat();
+  std::string choices;
+  for (int i = 0; i < 100; ++i) choices += R"({"$ref":"#/properties/a"},)";
+  choices.pop_back();
+  request.mutable_chat()->add_tools(R"({"name":"x","parameters":{"properties":{"a":{"anyOf":[)" +
+                                    choices + "]}}}}");
+  EXPECT_EQ(Validate(request)->tool_use.tools.size(), 3u);
+}
+
+TEST_F(ToolUseTest, AChatsObjectsHaveFieldsTogether) {
+  v1::GenerateRequest request = Chat();
+  std::string fields;
+  for (int i = 0; i < 9'000; ++i) fields += absl::StrCat(",\"f", i, "\":1");
+  for (int i = 0; i < 12; ++i) {
+    request.mutable_chat()->add_tools(absl::StrCat("{\"name\":\"t", i, "\"", fields, "}"));
+  }
+  EXPECT_THAT(Fields(request),
+              ElementsAre(Pair("chat.tools[13]", HasSubstr("more than 100000 fields"))));
 }
 
 TEST_F(ToolUseTest, ParallelIsTheDefault) {
