@@ -10,6 +10,8 @@ namespace {
 
 // Prompts of one call: each is a call of its own to the backend.
 constexpr size_t kMaxPrompts = 256;
+// What all prompts have in common goes along with each: schemas, biases.
+constexpr size_t kMaxRepeatedBytes = 16 << 20;
 // The API's own default.
 constexpr int32_t kDefaultMaxTokens = 16;
 
@@ -103,6 +105,12 @@ std::variant<Call, ApiError> ParseCompletion(std::string_view body, const ModelF
     output->set_prompt_token_ids(true);
   }
   if (call.return_token_ids) output->set_prompt_token_ids(true);
+  if (options.ByteSizeLong() * call.prompts.size() > kMaxRepeatedBytes && call.prompts.size() > 1) {
+    return InvalidRequest(
+        "prompt", absl::StrCat("prompt has ", call.prompts.size(), " entries, and the fields that ",
+                               "go along with each have ", options.ByteSizeLong(),
+                               " bytes; send fewer at once"));
+  }
   for (v1::GenerateRequest& prompt : call.prompts) {
     if (special && prompt.has_text()) prompt.set_add_special_tokens(*special);
     prompt.MergeFrom(options);

@@ -65,13 +65,18 @@ const std::string* NamedFunction(const Json& given, const std::string& path, Pro
   return name;
 }
 
+// Empty: it has none, which was a problem already.
 std::string ToolName(const std::string& tool) {
-  return Json::parse(tool).at("function").value("name", "");
+  const Json parsed = Json::parse(tool);
+  const Json& function = parsed.at("function");
+  const auto name = function.find("name");
+  return name != function.end() && name->is_string() ? name->get<std::string>() : "";
 }
 
-bool HasTool(const v1::Chat& chat, const std::string& name) {
-  return std::any_of(chat.tools().begin(), chat.tools().end(),
-                     [&name](const std::string& tool) { return ToolName(tool) == name; });
+std::set<std::string> ToolNames(const v1::Chat& chat) {
+  std::set<std::string> names;
+  for (const std::string& tool : chat.tools()) names.insert(ToolName(tool));
+  return names;
 }
 
 // {"type": "allowed_tools", "allowed_tools": {"mode": ..., "tools": [...]}}: the model is shown
@@ -92,12 +97,13 @@ void ReadAllowedTools(const Json& given, Fields* fields, v1::Chat* chat, v1::Too
   const Json* tools = allowed.Array("tools");
   allowed.RefuseUnknown();
   if (tools == nullptr || tools->empty()) return allowed.Problem("tools", "must name a tool");
+  const std::set<std::string> known = ToolNames(*chat);
   std::set<std::string> names;
   for (size_t i = 0; i < tools->size(); ++i) {
     const std::string path = absl::StrCat("tool_choice.allowed_tools.tools[", i, "]");
     const std::string* name = NamedFunction((*tools)[i], path, fields->problems());
     if (name == nullptr) continue;
-    if (!HasTool(*chat, *name)) fields->problems()->Add(path, "is none of the names in tools");
+    if (!known.contains(*name)) fields->problems()->Add(path, "is none of the names in tools");
     names.insert(*name);
   }
   auto* shown = chat->mutable_tools();
@@ -126,7 +132,7 @@ v1::ToolUse ReadChoice(const Json& choice, Fields* fields, v1::Chat* chat) {
     use.set_mode(v1::ToolUse::MODE_NAMED);
     if (name != nullptr) {
       use.set_name(*name);
-      if (chat->tools_size() > 0 && !HasTool(*chat, *name)) {
+      if (chat->tools_size() > 0 && !ToolNames(*chat).contains(*name)) {
         fields->Problem("tool_choice.function.name", "is none of the names in tools");
       }
     }

@@ -190,6 +190,9 @@ TEST(ParseChatCompletion, WhatIsNotServedIsRefusedByName) {
       {R"("tool_choice": "sometimes")", "tool_choice", "none, auto, required"},
       {R"("tool_choice": {"type": "custom", "custom": {"name": "x"}})", "tool_choice.type",
        "only functions"},
+      {R"("tools": [{"type": "function", "function": {"name": 5}}], "tool_choice":
+          {"type": "function", "function": {"name": "g"}})",
+       "tools[0].function.name", "must be a string"},
       {R"("tool_choice": {"type": "allowed_tools"})", "tool_choice.allowed_tools", "required"},
       {R"("tool_choice": {"type": "allowed_tools", "allowed_tools": {"mode": "never",
           "tools": [{"type": "function", "function": {"name": "f"}}]}})",
@@ -406,6 +409,19 @@ TEST(ParseTokenize, TextOrChat) {
   EXPECT_FALSE(std::get<v1::DetokenizeRequest>(ids).skip_special_tokens());
   EXPECT_TRUE(
       std::holds_alternative<ApiError>(ParseDetokenize(R"({"tokens": ["a"]})", TinyFacts())));
+}
+
+TEST(ParseCompletion, WhatGoesAlongWithManyPromptsIsBounded) {
+  const auto error_of = [](int prompts) {
+    std::string body = R"({"max_tokens": 1, "guided_json": {"description": ")" +
+                       std::string(1 << 20, 'x') + R"("}, "prompt": ["a")";
+    for (int i = 1; i < prompts; ++i) body += R"(, "a")";
+    const auto parsed = ParseCompletion(body + "]}", TinyFacts());
+    const auto* error = std::get_if<ApiError>(&parsed);
+    return error == nullptr ? "" : error->param;
+  };
+  EXPECT_EQ(error_of(8), "");
+  EXPECT_EQ(error_of(200), "prompt");
 }
 
 TEST(ParseObject, HostileBodiesAreRefusedQuickly) {
