@@ -240,14 +240,15 @@ Connection::Awaitable<void> Connection::Run() {
 
 Connection::Awaitable<bool> Connection::Handshake() {
   const Clock::time_point deadline = Clock::now() + Us(door_->options.header_us);
-  while (true) {
+  while (!failed_) {  // a socket that was closed may have become another connection's
     const Stream::Io io = stream_.Handshake();
     if (io == Stream::Io::kOk) co_return true;
-    if (io == Stream::Io::kFailed || io == Stream::Io::kClosed || failed_) co_return false;
+    if (io == Stream::Io::kFailed || io == Stream::Io::kClosed) co_return false;
     if (Clock::now() >= deadline) co_return false;
     ArmWrite(io);
     co_await Wait(deadline);
   }
+  co_return false;
 }
 
 Connection::Awaitable<Connection::Outcome> Connection::ReadWhile(RequestParser::State from,

@@ -20,7 +20,8 @@ int ClampToInt(size_t size) {
 
 void Stream::FreeSsl::operator()(SSL* ssl) const { SSL_free(ssl); }
 
-Stream::Stream(boost::asio::ip::tcp::socket socket, SSL_CTX* tls) : socket_(std::move(socket)) {
+Stream::Stream(boost::asio::ip::tcp::socket socket, SSL_CTX* tls)
+    : socket_(std::move(socket)), secure_(tls != nullptr) {
   if (tls == nullptr) return;
   ssl_.reset(SSL_new(tls));
   if (ssl_ == nullptr) return;
@@ -47,7 +48,7 @@ Stream::Io Stream::SslError(int result) {
 }
 
 Stream::Io Stream::Handshake() {
-  if (ssl_ == nullptr) return Io::kOk;
+  if (ssl_ == nullptr) return secure_ ? Io::kFailed : Io::kOk;  // never in the clear instead
   const int result = SSL_do_handshake(ssl_.get());
   return result == 1 ? Io::kOk : SslError(result);
 }
@@ -77,7 +78,9 @@ Stream::Result Stream::Write(const char* from, size_t size) {
   return {Io::kFailed, 0};
 }
 
-bool Stream::HasBuffered() const { return ssl_ != nullptr && SSL_has_pending(ssl_.get()) == 1; }
+// Not SSL_has_pending, which also says yes to the first half of a record: whoever read again at
+// once would do so until the client sends the other half.
+bool Stream::HasBuffered() const { return ssl_ != nullptr && SSL_pending(ssl_.get()) > 0; }
 
 void Stream::ShutdownSend() {
   if (ssl_ != nullptr && SSL_is_init_finished(ssl_.get()) == 1) {

@@ -37,7 +37,7 @@ class Stream {
   Result Read(char* to, size_t size);
   // May take a part. REQUIRES: size > 0.
   Result Write(const char* from, size_t size);
-  // Bytes were taken from the socket that no Read has given yet.
+  // Bytes were taken from the socket that the next Read gives, whatever the socket says.
   bool HasBuffered() const;
   // Says that nothing more is sent.
   void ShutdownSend();
@@ -50,6 +50,7 @@ class Stream {
   Io SslError(int result);
 
   boost::asio::ip::tcp::socket socket_;
+  const bool secure_;
   std::unique_ptr<SSL, FreeSsl> ssl_;  // null: in the clear
 };
 
