@@ -1,5 +1,6 @@
 #include "gateway/generation.h"
 
+#include <algorithm>
 #include <atomic>
 #include <chrono>
 #include <ctime>
@@ -78,6 +79,7 @@ class Generation {
   struct Part {
     std::shared_ptr<GenerateCall> call;  // null: ended
     std::vector<const Backend*> tried;
+    int64_t tokens = 0;  // of the answer, as far as its events tell
   };
 
   boost::asio::awaitable<void> Parse();
@@ -87,6 +89,8 @@ class Generation {
   // Takes what has arrived; appends to out_ what the client is to get of it.
   void TakeAll();
   void TakePart(size_t index);
+  // Counts what the event tells for the client's key.
+  void Count(const v1::GenerateEvent& event, Part* part);
   void OnPartEnd(size_t index, const grpc::Status& status);
   boost::asio::awaitable<void> Pump();
   // Sends out_, in one piece; `last`: and the end of the body.
@@ -181,6 +185,7 @@ void Generation::TakePart(size_t index) {
     if (exchange_.first_token_s < 0 && event.has_delta()) {
       exchange_.first_token_s = exchange_.Seconds();
     }
+    Count(event, &parts_[index]);
     answer_->OnEvent(index, event, &out_);
   }
   if (ended) {
@@ -192,6 +197,17 @@ void Generation::TakePart(size_t index) {
     } else {
       OnPartEnd(index, call->status());
     }
+  }
+}
+
+void Generation::Count(const v1::GenerateEvent& event, Part* part) {
+  if (event.has_accepted()) {
+    if (use_ != nullptr) use_->AddTokens(event.accepted().prompt_tokens());
+  } else if (event.has_delta()) {
+    const v1::Delta& delta = event.delta();
+    part->tokens += std::max({1, delta.token_ids_size(), delta.logprobs().token_ids_size()});
+  } else if (event.has_finished()) {
+    part->tokens = event.finished().usage().completion_tokens();
   }
 }
 
@@ -298,7 +314,10 @@ boost::asio::awaitable<void> Generation::Run() {
   co_await Pump();
   exchange_.prompt_tokens = answer_->prompt_tokens();
   exchange_.completion_tokens = answer_->completion_tokens();
-  if (use_ != nullptr) use_->AddTokens(exchange_.prompt_tokens + exchange_.completion_tokens);
+  // Also of an answer whose reader left: only the end of one tells all of its tokens.
+  for (const Part& part : parts_) {
+    if (use_ != nullptr) use_->AddTokens(part.tokens);
+  }
 }
 
 // A unary call; lives until gRPC is done with it, whoever still waits.

@@ -240,9 +240,14 @@ class GenerateCall final : public grpc::ServerWriteReactor<grpc::ByteBuffer>,
     request.sink = std::shared_ptr<scheduler::TokenSink>(shared_from_this(), stream_.get());
     LogDebug("request r", id_, ": ", prompt_tokens, " prompt tokens, up to ", request.max_tokens,
              " more, ", request.num_choices, " choices");
-    RETURN_IF_ERROR(context_->scheduler->Submit(std::move(request)));
-    submitted_ = true;
+    // Before the call can end, on another thread, and its use with it.
     use_.AddTokens(prompt_tokens);
+    const absl::Status taken = context_->scheduler->Submit(std::move(request));
+    if (!taken.ok()) {
+      use_.AddTokens(-prompt_tokens);
+      return taken;
+    }
+    submitted_ = true;
     if (cancelled_) Cancel();  // it came while `submitted_` was not yet set
     Write();
     return absl::OkStatus();
