@@ -67,16 +67,19 @@ class Backends::Watcher : public std::enable_shared_from_this<Watcher> {
   void Stop() {
     std::shared_ptr<Stream> stream;
     std::shared_ptr<ModelCall> call;
+    std::shared_ptr<grpc::Alarm> watch_alarm, model_alarm;
     {
       std::lock_guard<std::mutex> lock(mutex_);
       stopped_ = true;
       stream = stream_;
       call = model_call_;
+      watch_alarm = watch_alarm_;
+      model_alarm = model_alarm_;
     }
     if (stream != nullptr) stream->context.TryCancel();
     if (call != nullptr) call->context.TryCancel();
-    watch_alarm_.Cancel();
-    model_alarm_.Cancel();
+    if (watch_alarm != nullptr) watch_alarm->Cancel();
+    if (model_alarm != nullptr) model_alarm->Cancel();
     std::unique_lock<std::mutex> lock(mutex_);
     changed_.wait(lock, [this] { return pending_ == 0; });
   }
@@ -117,7 +120,7 @@ class Backends::Watcher : public std::enable_shared_from_this<Watcher> {
   void OnStreamEnd(const grpc::Status& status);
   void FetchModel();
   void OnModel(const grpc::Status& status);
-  void CallLater(grpc::Alarm* alarm, void (Watcher::*method)());
+  void CallLater(std::shared_ptr<grpc::Alarm>* last, void (Watcher::*method)());
   void Done() {
     std::lock_guard<std::mutex> lock(mutex_);
     --pending_;
@@ -135,7 +138,7 @@ class Backends::Watcher : public std::enable_shared_from_this<Watcher> {
   int pending_ = 0;
   std::shared_ptr<Stream> stream_, ended_stream_;
   std::shared_ptr<ModelCall> model_call_;
-  grpc::Alarm watch_alarm_, model_alarm_;
+  std::shared_ptr<grpc::Alarm> watch_alarm_, model_alarm_;  // the last; null: none so far
 };
 
 void Backends::Watcher::SetHealthy(bool healthy) {
@@ -208,14 +211,18 @@ void Backends::Watcher::OnModel(const grpc::Status& status) {
 
 // gRPC may call back from inside the functions that start or cancel something: no lock is held
 // there.
-void Backends::Watcher::CallLater(grpc::Alarm* alarm, void (Watcher::*method)()) {
+void Backends::Watcher::CallLater(std::shared_ptr<grpc::Alarm>* last, void (Watcher::*method)()) {
+  // A new one each time: one that has not rung yet, or whose call still runs, cannot be set again.
+  const auto alarm = std::make_shared<grpc::Alarm>();
+  std::shared_ptr<grpc::Alarm> before;  // outlives the lock
   {
     std::lock_guard<std::mutex> lock(mutex_);
     if (stopped_) return;
     ++pending_;
+    before = std::exchange(*last, alarm);
   }
-  alarm->Set(std::chrono::system_clock::now() + kRetryTime, [this, method](bool) {
-    (this->*method)();
+  alarm->Set(std::chrono::system_clock::now() + kRetryTime, [this, method](bool rang) {
+    if (rang) (this->*method)();  // else it has been stopped, or a later one replaced it
     Done();
   });
 }

@@ -31,6 +31,7 @@ namespace otlp = opentelemetry::proto::collector::trace::v1;
 
 constexpr size_t kMaxWaiting = 4096;  // spans
 constexpr size_t kMaxBatch = 512;
+constexpr size_t kMaxTraceState = 512;  // as long as the specification asks for
 constexpr std::chrono::milliseconds kBatchTime{500};
 constexpr std::chrono::seconds kSendTime{5};
 constexpr std::chrono::seconds kLastSendTime{2};
@@ -281,6 +282,12 @@ SpanExporter::~SpanExporter() {
 void SpanExporter::Add(CallFacts facts) {
   TraceParent parent;
   if (ParseTraceParent(facts.traceparent, &parent) && !parent.sampled) return;
+  // Bytes that are no UTF-8, or too many, would make the collector refuse the spans of others too.
+  if (facts.tracestate.size() > kMaxTraceState ||
+      !std::all_of(facts.tracestate.begin(), facts.tracestate.end(),
+                   [](char c) { return absl::ascii_isprint(static_cast<unsigned char>(c)); })) {
+    facts.tracestate.clear();
+  }
   bool added = false;
   size_t count = 0;
   {
