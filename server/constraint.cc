@@ -53,6 +53,93 @@ class Following final : public scheduler::TokenConstraint {
   const GrammarConstraint* const constraint_;
 };
 
+// What the compiler unrolls: arrays value by value, up to maxItems, and an object's fields, each
+// with those that may follow. Without limits a schema of 100 bytes takes gigabytes and minutes.
+constexpr double kMaxItems = 20'000;
+constexpr size_t kMaxFields = 2'000;
+
+// Adds up what a schema, or each schema within a grammar, asks the compiler to unroll.
+class SchemaSize final : public nlohmann::json::json_sax_t {
+ public:
+  // Up to the end of the first JSON value.
+  void Read(std::string_view text) {
+    nlohmann::json::sax_parse(text.begin(), text.end(), this, nlohmann::json::input_format_t::json,
+                              /*strict=*/false);
+  }
+  // Empty: it is small enough.
+  std::string problem() const {
+    if (items_ > kMaxItems) {
+      return absl::StrCat("has arrays of ", items_, " values, minItems and maxItems of all added; ",
+                          "at most ", kMaxItems, " are allowed");
+    }
+    if (!too_many_fields_) return "";
+    return absl::StrCat("has an object of more than ", kMaxFields, " fields");
+  }
+
+  bool null() override { return true; }
+  bool boolean(bool) override { return true; }
+  bool number_integer(number_integer_t value) override {
+    return Number(static_cast<double>(value));
+  }
+  bool number_unsigned(number_unsigned_t value) override {
+    return Number(static_cast<double>(value));
+  }
+  bool number_float(number_float_t value, const std::string&) override { return Number(value); }
+  bool string(std::string&) override { return true; }
+  bool binary(nlohmann::json::binary_t&) override { return true; }
+  bool start_object(size_t) override {
+    fields_.push_back(0);
+    return true;
+  }
+  bool key(std::string& name) override {
+    counts_ = name == "minItems" || name == "maxItems";
+    too_many_fields_ = too_many_fields_ || ++fields_.back() > kMaxFields;
+    return true;
+  }
+  bool end_object() override {
+    fields_.pop_back();
+    return true;
+  }
+  bool start_array(size_t) override {
+    counts_ = false;
+    return true;
+  }
+  bool end_array() override { return true; }
+  bool parse_error(size_t, const std::string&, const nlohmann::json::exception&) override {
+    return false;  // the compiler says what is wrong
+  }
+
+ private:
+  using number_integer_t = nlohmann::json::number_integer_t;
+  using number_unsigned_t = nlohmann::json::number_unsigned_t;
+  using number_float_t = nlohmann::json::number_float_t;
+
+  bool Number(double value) {
+    if (std::exchange(counts_, false) && value > 0) items_ += value;
+    return true;
+  }
+
+  double items_ = 0;
+  bool counts_ = false;         // the value that comes is a number of items
+  std::vector<size_t> fields_;  // of the objects that are open
+  bool too_many_fields_ = false;
+};
+
+std::string SizeProblem(const text::GrammarSource& source) {
+  SchemaSize size;
+  if (source.kind == text::GrammarKind::kJsonSchema) size.Read(source.text);
+  if (source.kind == text::GrammarKind::kLark) {
+    constexpr std::string_view kSchema = "%json";
+    const std::string_view text(source.text);
+    for (size_t at = text.find(kSchema); at != std::string_view::npos;
+         at = text.find(kSchema, at)) {
+      at += kSchema.size();
+      size.Read(text.substr(at));
+    }
+  }
+  return size.problem();
+}
+
 text::GrammarSource Source(const v1::Constraint& constraint, std::string* field,
                            Violations* violations) {
   text::GrammarSource source;
@@ -116,6 +203,10 @@ std::optional<ConstraintSpec> ToConstraintSpec(const v1::Constraint& constraint,
                     absl::StrCat("has ", bytes, " bytes; at most ", max_bytes, " are allowed"));
     return std::nullopt;
   }
+  if (const std::string problem = SizeProblem(spec.source); !problem.empty()) {
+    violations->Add(spec.field, problem);
+    return std::nullopt;
+  }
   return spec;
 }
 
@@ -140,7 +231,11 @@ absl::StatusOr<text::GrammarSource> ToGrammarSource(ConstraintSpec spec,
         spec.field, absl::StrCat("make a grammar of ", lark->size(), " bytes; at most ", max_bytes,
                                  " are allowed where calls are forced"));
   }
-  return text::GrammarSource{text::GrammarKind::kLark, *lark, ""};
+  text::GrammarSource source{text::GrammarKind::kLark, *lark, ""};
+  if (const std::string problem = SizeProblem(source); !problem.empty()) {
+    return InvalidField(spec.field, problem);
+  }
+  return source;
 }
 
 std::unique_ptr<scheduler::TokenConstraint> GrammarConstraint::Start() const {

@@ -1,11 +1,15 @@
 // Constrained answers as a client sees them, over a fake executor that chooses evenly from what is
 // allowed: every token, and where the answer ends, is the constraint's doing.
+#include "server/constraint.h"
+
 #include <nlohmann/json.hpp>
 #include <regex>
 
+#include "absl/strings/str_cat.h"
 #include "gmock/gmock.h"
 #include "google/rpc/error_details.pb.h"
 #include "gtest/gtest.h"
+#include "server/violations.h"
 #include "tests/server/test_model.h"
 #include "tests/server/test_server.h"
 #include "weir/v1/info.grpc.pb.h"
@@ -153,6 +157,33 @@ TEST(ConstraintServiceTest, WhatIsWrongIsNamedWithTheReason) {
   EXPECT_EQ(Violation(server.Generate(request)).first, "stopping.ignore_eos");
   request.mutable_stopping()->set_ignore_eos(false);
   ExpectEnded(server.Generate(request));  // it goes on serving
+}
+
+TEST(ConstraintSpecTest, WhatTheCompilerWouldUnrollIsBounded) {
+  const auto problem = [](const char* kind, const std::string& text) {
+    v1::Constraint constraint;
+    if (std::string_view(kind) == "lark") {
+      constraint.set_lark(text);
+    } else {
+      constraint.set_json_schema(text);
+    }
+    server::Violations violations;
+    const bool fits = server::ToConstraintSpec(constraint, 1 << 20, &violations).has_value();
+    EXPECT_EQ(fits, violations.empty());
+    return fits ? "" : std::string(violations.ToStatus().message());
+  };
+  EXPECT_EQ(problem("json", R"({"type":"array","minItems":9000,"maxItems":10000})"), "");
+  EXPECT_EQ(problem("json", R"({"minimum":100000000})"), "");
+  EXPECT_THAT(problem("json", R"({"type":"array","minItems":100000000})"),
+              HasSubstr("has arrays of 1e+08 values"));
+  EXPECT_THAT(problem("json", R"({"a":[{"maxItems":15000},{"max\u0049tems":1.5e4}]})"),
+              HasSubstr("has arrays of 30000 values"));
+  EXPECT_THAT(problem("lark", "start: \"%json\" x\nx: %json {\"minItems\":100000000}\n"),
+              HasSubstr("has arrays of"));
+  std::string fields;
+  for (int i = 0; i < 2001; ++i) fields += absl::StrCat(i == 0 ? "" : ",", "\"p", i, "\":{}");
+  EXPECT_THAT(problem("json", absl::StrCat("{\"properties\":{", fields, "}}")),
+              HasSubstr("more than 2000 fields"));
 }
 
 TEST(ConstraintServiceTest, OneThatGetsTooComplexEndsTheAnswerWithTheReason) {
