@@ -98,8 +98,10 @@ fuzz:            ## every fuzz target for FUZZ_SECONDS (600), with clang: build-
 	@ninja -C build-fuzz -j $(JOBS) --quiet fuzzers
 	@set -e; for target in build-fuzz/fuzz/*_fuzz; do \
 	  mkdir -p build-fuzz/corpus/$$(basename $$target); \
+	  own=tests/fuzz/$$(basename $$target); \
 	  UBSAN_OPTIONS=halt_on_error=1 $$target -max_total_time=$(FUZZ_SECONDS) -max_len=4096 -print_final_stats=1 \
-	    -artifact_prefix=build-fuzz/fuzz/ build-fuzz/corpus/$$(basename $$target); \
+	    -artifact_prefix=build-fuzz/fuzz/ $$(ls $${own}.dict 2>/dev/null | sed s/^/-dict=/) \
+	    build-fuzz/corpus/$$(basename $$target) $$(ls -d $${own}_seeds 2>/dev/null || true); \
 	done
 
 clean:           ## remove the build folders

@@ -40,7 +40,7 @@ int64_t NowNs() {
 
 struct Flags {
   std::string weir = WEIR_BUILD_DIR "/weir";
-  int streams = 256, idle = 10'000;
+  int streams = 256, idle = 10'000, phases = 1;
   double rate = 50, seconds = 10;
 };
 
@@ -276,6 +276,7 @@ int Main(int argc, char** argv) {
     if (name == "--streams") flags.streams = std::stoi(value);
     if (name == "--rate") flags.rate = std::stod(value);
     if (name == "--seconds") flags.seconds = std::stod(value);
+    if (name == "--phases") flags.phases = std::stoi(value);
     if (name == "--idle") flags.idle = std::stoi(value);
   }
   rlimit limit{};
@@ -286,6 +287,7 @@ int Main(int argc, char** argv) {
   FakeBackend::Options options;
   options.listen = true;
   options.tokens_per_s = flags.rate;
+  options.phases = flags.phases;
   options.text = [](int) { return std::to_string(NowNs()); };
   FakeBackend backend(options);
   // The child before gRPC's threads hold locks of their own work: nothing is called yet.

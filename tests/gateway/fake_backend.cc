@@ -95,8 +95,12 @@ struct FakeBackend::Impl {
 // One call: accepted, tokens, choice_finished, finished.
 class FakeBackend::Impl::Stream final : public grpc::ServerWriteReactor<v1::GenerateEvent> {
  public:
-  Stream(Impl* impl, int tokens, int fail_after, grpc::Status failure)
-      : impl_(impl), tokens_(tokens), fail_after_(fail_after), failure_(std::move(failure)) {}
+  Stream(Impl* impl, int number, int tokens, int fail_after, grpc::Status failure)
+      : impl_(impl),
+        number_(number),
+        tokens_(tokens),
+        fail_after_(fail_after),
+        failure_(std::move(failure)) {}
 
   void Begin() {
     std::unique_lock<std::mutex> lock(mutex_);
@@ -129,6 +133,7 @@ class FakeBackend::Impl::Stream final : public grpc::ServerWriteReactor<v1::Gene
     --impl_->running;
   }
   void KeepAlive(std::shared_ptr<Stream> self) { self_ = std::move(self); }
+  int number() const { return number_; }
 
  private:
   void Finish(std::unique_lock<std::mutex> lock, const grpc::Status& status) {
@@ -170,6 +175,7 @@ class FakeBackend::Impl::Stream final : public grpc::ServerWriteReactor<v1::Gene
   }
 
   Impl* const impl_;
+  const int number_;
   const int tokens_;
   const int fail_after_;
   const grpc::Status failure_;
@@ -192,8 +198,9 @@ grpc::ServerWriteReactor<v1::GenerateEvent>* FakeBackend::Impl::Service::Generat
     impl_->metadata.emplace(std::string(name.data(), name.size()),
                             std::string(value.data(), value.size()));
   }
-  const auto stream = std::make_shared<Stream>(impl_, tokens, std::exchange(impl_->next_events, -1),
-                                               impl_->next_status);
+  const auto stream =
+      std::make_shared<Stream>(impl_, static_cast<int>(impl_->started), tokens,
+                               std::exchange(impl_->next_events, -1), impl_->next_status);
   stream->KeepAlive(stream);
   if (impl_->options.tokens_per_s > 0) impl_->streams.insert(stream);
   lock.unlock();
@@ -203,12 +210,17 @@ grpc::ServerWriteReactor<v1::GenerateEvent>* FakeBackend::Impl::Service::Generat
 
 void FakeBackend::Impl::Tick() {
   const auto period = std::chrono::duration_cast<Clock::duration>(
-      std::chrono::duration<double>(1 / options.tokens_per_s));
+      std::chrono::duration<double>(1 / options.tokens_per_s / options.phases));
   Clock::time_point next = Clock::now() + period;
+  int phase = 0;
   std::unique_lock<std::mutex> lock(mutex);
   while (!changed.wait_until(lock, next, [this] { return stop; })) {
     next += period;
-    const std::vector<std::shared_ptr<Stream>> now(streams.begin(), streams.end());
+    std::vector<std::shared_ptr<Stream>> now;
+    phase = (phase + 1) % options.phases;
+    for (const auto& stream : streams) {
+      if (stream->number() % options.phases == phase) now.push_back(stream);
+    }
     lock.unlock();
     for (const auto& stream : now) stream->Tick();
     lock.lock();

@@ -17,7 +17,9 @@ class FakeBackend {
   struct Options {
     std::string model = "fake";
     double tokens_per_s = 0;  // of each stream; 0: as fast as they are read
-    int default_tokens = 4;   // where the request does not say max_tokens
+    // Streams take turns within a period, as those of many servers would; 1: all at once.
+    int phases = 1;
+    int default_tokens = 4;  // where the request does not say max_tokens
     // The text of a token, at the moment it is written; empty: "w<index> ".
     std::function<std::string(int index)> text;
     bool listen = false;  // on a port of 127.0.0.1; else only channel() leads here
