@@ -35,7 +35,7 @@ build: dependencies cuda  ## install what is missing, build the server: build/we
 	@mkdir -p $(BUILD) && mv $(BUILD).log $(BUILD)/configure.log
 	@ninja -C $(BUILD) -j $(JOBS) --quiet weir
 
-serve: build     ## serve the model that ships: gRPC on 127.0.0.1:50051, metrics on 127.0.0.1:9464
+serve: build     ## serve the model that ships: OpenAI API and page on 127.0.0.1:8080, gRPC on 127.0.0.1:50051
 	@$(BUILD)/weir serve $(MODEL) --grpc $(GRPC) --metrics $(METRICS) $(SERVE_FLAGS)
 
 $(BUILD)/venv/done: tools/requirements-test.txt
