@@ -64,7 +64,7 @@ std::variant<Call, ApiError> ParseChatCompletion(std::string_view body, const Mo
   ReadTools(&fields, request.mutable_chat());
   ReadToolChoice(&fields, &request);
   ReadTemplate(&fields, facts, request.mutable_chat());
-  ReadCommon(&fields, &call, &request);
+  ReadCommon(&fields, facts, &call, &request);
   ReadMaxTokens(&fields, &call, request.mutable_stopping());
   ReadLogprobs(&fields, &call, request.mutable_output());
   ReadConstraint(&fields, &call, &request);

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <nlohmann/json.hpp>
 #include <utility>
 
@@ -133,12 +134,13 @@ std::optional<ApiError> CheckModel(Fields* fields, const ModelFacts& facts) {
   return UnknownModel(model->substr(0, 200), facts.id);
 }
 
-void ReadCommon(Fields* fields, Call* call, v1::GenerateRequest* request) {
+void ReadCommon(Fields* fields, const ModelFacts& facts, Call* call, v1::GenerateRequest* request) {
   ReadSampling(fields, request->mutable_sampling());
   ReadStopping(fields, request->mutable_stopping());
   ReadStreaming(fields, call);
   ReadHints(fields, call);
-  if (const auto value = fields->Int("n", 1)) {
+  // Not left to the server: an answer has room for all its choices from the start.
+  if (const auto value = fields->Int("n", 1, std::max(1, facts.limits.max_choices()))) {
     call->n = static_cast<int32_t>(*value);
     request->set_n(call->n);
   }

@@ -79,7 +79,7 @@ std::variant<Call, ApiError> ParseCompletion(std::string_view body, const ModelF
   call.names.constraint = "structured_outputs";
   v1::GenerateRequest options;  // of all prompts
   ReadPrompts(&fields, &call);
-  ReadCommon(&fields, &call, &options);
+  ReadCommon(&fields, facts, &call, &options);
   ReadConstraint(&fields, &call, &options);
   options.mutable_stopping()->set_max_tokens(
       static_cast<int32_t>(fields.Int("max_tokens").value_or(kDefaultMaxTokens)));

@@ -14,7 +14,7 @@ std::optional<ApiError> CheckModel(Fields* fields, const ModelFacts& facts);
 
 // Sampling, stopping, streaming, n, priority and the extensions that both kinds of completions
 // have. Into `call` and `request`.
-void ReadCommon(Fields* fields, Call* call, v1::GenerateRequest* request);
+void ReadCommon(Fields* fields, const ModelFacts& facts, Call* call, v1::GenerateRequest* request);
 
 // `messages`: at least one.
 void ReadMessages(Fields* fields, const ModelFacts& facts, v1::Chat* chat);

@@ -26,6 +26,7 @@ class AnswerTest : public testing::Test {
   AnswerTest() {
     facts_.id = "tiny";
     facts_.model.set_name("tiny");
+    facts_.limits.set_max_choices(16);
     facts_.model.set_tool_parser("hermes");
     facts_.model.add_eos_token_ids(1);
   }

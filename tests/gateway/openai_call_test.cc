@@ -17,6 +17,7 @@ ModelFacts TinyFacts() {
   facts.created_s = 1700000000;
   facts.model.set_name("tiny");
   facts.model.set_max_position(8192);
+  facts.limits.set_max_choices(16);
   facts.model.set_tool_parser("hermes");
   facts.model.set_chat_template("{{ messages }}{{ enable_thinking }}");
   facts.model.add_eos_token_ids(1);
@@ -163,6 +164,7 @@ TEST(ParseChatCompletion, WhatIsNotServedIsRefusedByName) {
       {R"("max_tokens": 1, "max_completion_tokens": 2)", "max_tokens", "contradicts"},
       {R"("seed": 18446744073709551615)", "seed", "between"},
       {R"("n": 0)", "n", "between 1"},
+      {R"("n": 2000000000)", "n", "between 1 and 16"},
       {R"("top_k": -2)", "top_k", "between -1"},
       {R"("stop": 5)", "stop", "a string or an array"},
       {R"("stop": ["a", 5])", "stop[1]", "must be a string"},
