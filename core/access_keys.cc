@@ -167,8 +167,10 @@ struct AccessKeys::Impl {
     keys = std::move(read);
     for (const AccessKey& key : keys) {
       std::shared_ptr<Account>& account = accounts[key.name];
-      if (account == nullptr) account = std::make_shared<Account>();
-      account->name = key.name;
+      if (account == nullptr) {
+        account = std::make_shared<Account>();
+        account->name = key.name;  // never again: it is read without the lock
+      }
       account->limits = key.limits;
     }
   }

@@ -111,6 +111,15 @@ std::variant<Call, ApiError> ParseCompletion(std::string_view body, const ModelF
                                "go along with each have ", options.ByteSizeLong(),
                                " bytes; send fewer at once"));
   }
+  size_t echoed = 0;  // bytes, of all choices
+  for (const v1::GenerateRequest& prompt : call.prompts) {
+    echoed += prompt.ByteSizeLong() * static_cast<size_t>(call.n);
+  }
+  if (call.echo && echoed > kMaxRepeatedBytes) {
+    return InvalidRequest(
+        "echo", absl::StrCat("would repeat ", echoed, " bytes of prompts, n times each; at most ",
+                             kMaxRepeatedBytes, " are repeated"));
+  }
   for (v1::GenerateRequest& prompt : call.prompts) {
     if (special && prompt.has_text()) prompt.set_add_special_tokens(*special);
     prompt.MergeFrom(options);

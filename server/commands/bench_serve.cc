@@ -220,6 +220,8 @@ void AddWorkloadFlags(CLI::App* serve, WorkloadFlags* flags) {
                     "hash_ids)");
   serve->add_option("--seed", flags->seed, "Of prompts, arrivals and sampling")
       ->capture_default_str();
+  serve->add_option("--json-schema", flags->json_schema,
+                    "Every answer is JSON that fits this schema, and ends where it does");
   serve->add_option("--temperature", flags->temperature, "0: the likeliest token")
       ->capture_default_str();
   serve->add_flag("--text", flags->text, "Ask for text beside the ids");

@@ -205,7 +205,10 @@ void Workload::Fill(int64_t index, v1::GenerateRequest* request) const {
     }
   }
   request->mutable_stopping()->set_max_tokens(output_tokens);
-  request->mutable_stopping()->set_ignore_eos(!flags_.stop_at_end);
+  request->mutable_stopping()->set_ignore_eos(!flags_.stop_at_end && flags_.json_schema.empty());
+  if (!flags_.json_schema.empty()) {
+    request->mutable_constraint()->set_json_schema(flags_.json_schema);
+  }
   request->mutable_sampling()->set_temperature(flags_.temperature);
   request->mutable_sampling()->set_seed(flags_.seed + static_cast<uint64_t>(index));
   request->mutable_output()->set_text(flags_.text);

@@ -30,6 +30,7 @@ struct WorkloadFlags {
   float temperature = 0;
   bool text = false;         // ask for text, not for ids
   bool stop_at_end = false;  // obey end tokens; else answers have their full length
+  std::string json_schema;   // answers are JSON that fits it, and end where it does; empty: free
 };
 
 // Immutable after Make; any thread.

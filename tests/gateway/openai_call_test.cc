@@ -8,6 +8,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace weir::gateway {
 namespace {
 
@@ -390,6 +392,19 @@ TEST(ParseCompletion, ItsOwnFields) {
         ErrorOf(ParseCompletion(std::string(R"({"prompt": "a", )") + fields + "}", TinyFacts()));
     EXPECT_EQ(error.param, param);
   }
+}
+
+// Every choice repeats an echoed prompt.
+TEST(ParseCompletion, WhatIsEchoedIsBounded) {
+  const std::string prompt(3 << 20, 'a');
+  const auto body = [&](int n, const char* echo) {
+    return absl::StrCat(R"({"prompt": ")", prompt, R"(", "n": )", n, R"(, "echo": )", echo, "}");
+  };
+  EXPECT_TRUE(std::holds_alternative<Call>(ParseCompletion(body(4, "true"), TinyFacts())));
+  EXPECT_TRUE(std::holds_alternative<Call>(ParseCompletion(body(8, "false"), TinyFacts())));
+  const ApiError error = ErrorOf(ParseCompletion(body(8, "true"), TinyFacts()));
+  EXPECT_EQ(error.status, 400);
+  EXPECT_EQ(error.param, "echo");
 }
 
 TEST(ParseTokenize, TextOrChat) {
