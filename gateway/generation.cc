@@ -268,6 +268,7 @@ boost::asio::awaitable<void> Generation::Pump() {
           exchange_.status = 499;
           co_return;
         }
+        continue;  // events that came meanwhile have woken the write, and wake nobody again
       }
       co_await connection_.Wait(last_write + comment_time);
     } else {
