@@ -244,8 +244,8 @@ TEST(HttpServerTest, KeysAndTheirLimits) {
   EXPECT_EQ(Ask(door.address(), Get("/health")).status, 200);
   EXPECT_EQ(door.backend->started(), 0);
   EXPECT_EQ(chat("Authorization: Bearer good\r\n").status, 200);
-  EXPECT_EQ(key.tokens, 8);  // 3 of the prompt, 5 of the answer
   EXPECT_TRUE(FakeBackend::WaitFor([&] { return key.ended == 1; }));
+  EXPECT_EQ(key.tokens, 8);  // 3 of the prompt, 5 of the answer
   key.full = true;
   const HttpReply refused = chat("Authorization: Bearer good\r\n");
   EXPECT_EQ(refused.status, 429);
