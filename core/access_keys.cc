@@ -6,14 +6,11 @@
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <cerrno>
 #include <cstring>
-#include <fstream>
 #include <map>
 #include <mutex>
 #include <optional>
 #include <set>
-#include <sstream>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -25,12 +22,14 @@
 #include "core/check.h"
 #include "core/clock.h"
 #include "core/error_details.h"
+#include "core/files.h"
 #include "core/log.h"
 
 namespace weir {
 namespace {
 
 constexpr char kDigestPrefix[] = "sha256:";
+constexpr size_t kMaxFileBytes = 64 << 20;
 constexpr int64_t kLookEveryUs = 1'000'000;
 constexpr double kMinuteUs = 60e6;
 
@@ -94,14 +93,9 @@ std::optional<FileMark> MarkOf(const std::string& path) {
                   info.st_mtim.tv_nsec};
 }
 
-absl::StatusOr<std::vector<AccessKey>> ReadFile(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    return absl::NotFoundError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
-  }
-  std::ostringstream text;
-  text << file.rdbuf();
-  absl::StatusOr<std::vector<AccessKey>> keys = ParseAccessKeys(text.str());
+absl::StatusOr<std::vector<AccessKey>> ReadKeys(const std::string& path) {
+  ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxFileBytes));
+  absl::StatusOr<std::vector<AccessKey>> keys = ParseAccessKeys(text);
   if (!keys.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", keys.status().message()));
   }
@@ -177,7 +171,7 @@ struct AccessKeys::Impl {
 
   absl::Status Read() {
     mark = MarkOf(path);
-    ASSIGN_OR_RETURN(std::vector<AccessKey> read, ReadFile(path));
+    ASSIGN_OR_RETURN(std::vector<AccessKey> read, ReadKeys(path));
     Take(std::move(read));
     return absl::OkStatus();
   }

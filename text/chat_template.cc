@@ -7,8 +7,8 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/time/clock.h"
+#include "core/files.h"
 #include "core/status.h"
-#include "text/files.h"
 #include "text/rust_handles.h"
 #include "text/tokenizer.h"
 

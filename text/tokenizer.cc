@@ -3,8 +3,8 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "core/files.h"
 #include "core/status.h"
-#include "text/files.h"
 #include "text/rust_handles.h"
 
 namespace weir::text {

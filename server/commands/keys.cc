@@ -6,7 +6,6 @@
 #include <cstdio>
 #include <cstring>
 #include <fstream>
-#include <sstream>
 #include <string>
 #include <utility>
 #include <vector>
@@ -15,10 +14,13 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_split.h"
 #include "core/access_keys.h"
+#include "core/files.h"
 #include "server/commands/commands.h"
 
 namespace weir::server {
 namespace {
+
+constexpr size_t kMaxFileBytes = 64 << 20;
 
 struct Arguments {
   std::string file, name;
@@ -27,18 +29,12 @@ struct Arguments {
 
 // Empty where there is no file yet.
 absl::StatusOr<std::string> ReadText(const std::string& path) {
-  std::ifstream file(path, std::ios::binary);
-  if (!file) {
-    if (errno == ENOENT) return std::string();
-    return absl::UnavailableError(absl::StrCat("cannot read ", path, ": ", std::strerror(errno)));
-  }
-  std::ostringstream text;
-  text << file.rdbuf();
-  const auto keys = ParseAccessKeys(text.str());
+  ASSIGN_OR_RETURN(std::string text, ReadFileIfPresent(path, kMaxFileBytes));
+  const auto keys = ParseAccessKeys(text);
   if (!keys.ok()) {
     return absl::InvalidArgumentError(absl::StrCat(path, ": ", keys.status().message()));
   }
-  return text.str();
+  return text;
 }
 
 // Readers see the old file or the whole new one; only its owner may read it.

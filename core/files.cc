@@ -1,4 +1,4 @@
-#include "text/files.h"
+#include "core/files.h"
 
 #include <cerrno>
 #include <cstring>
@@ -8,7 +8,7 @@
 
 #include "absl/strings/str_cat.h"
 
-namespace weir::text {
+namespace weir {
 
 absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes) {
   std::error_code error;
@@ -44,4 +44,4 @@ absl::StatusOr<std::string> ReadFileIfPresent(const std::string& path, size_t ma
   return contents;
 }
 
-}  // namespace weir::text
+}  // namespace weir

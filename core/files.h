@@ -1,11 +1,11 @@
-// Small files of a model folder, read whole. Private to this folder.
+// Small files, read whole.
 #pragma once
 
 #include <string>
 
 #include "absl/status/statusor.h"
 
-namespace weir::text {
+namespace weir {
 
 // The contents of a file. NotFound where it does not exist; InvalidArgument where it is no regular
 // file, cannot be read, or is larger than max_bytes. The message names the file.
@@ -14,4 +14,4 @@ absl::StatusOr<std::string> ReadFile(const std::string& path, size_t max_bytes);
 // The same, but a file that does not exist is empty.
 absl::StatusOr<std::string> ReadFileIfPresent(const std::string& path, size_t max_bytes);
 
-}  // namespace weir::text
+}  // namespace weir
